@@ -1,0 +1,43 @@
+# `make` alone prints what there is.
+PROFILE ?= small
+PYTHON := .venv/bin/python
+LOCK := .venv/bin/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-header --no-annotate
+
+.DEFAULT_GOAL := help
+.PHONY: help bootstrap up down status test check unit bench lock
+
+help: ## Print this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+bootstrap: ## Install what is missing: system packages, and the locked Python packages in .venv
+	@local/bootstrap.sh
+
+up: bootstrap ## Start the system and wait for its first checkout (PROFILE=small, ha or test)
+	@$(PYTHON) -m local up $(PROFILE)
+
+down: bootstrap ## Stop what is up, or PROFILE=...; WIPE=1 deletes its data too
+	@$(PYTHON) -m local down $(if $(filter command line environment,$(origin PROFILE)),$(PROFILE)) $(if $(WIPE),--wipe)
+
+status: bootstrap ## Show every process and every partition (JSON=1: as JSON)
+	@$(PYTHON) -m local status $(if $(filter command line environment,$(origin PROFILE)),$(PROFILE)) $(if $(JSON),--json)
+
+test: check ## Prove it all: check, unit, integration and end-to-end, on ports of its own
+	@$(PYTHON) -m pytest
+
+check: bootstrap ## Format, lint, types, imports
+	@.venv/bin/ruff format --check
+	@.venv/bin/ruff check
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports
+
+unit: bootstrap ## Run the tests that need no process
+	@$(PYTHON) -m pytest test/unit
+
+bench: bootstrap ## Measure checkouts against a POST that does nothing and a naive version
+	@$(PYTHON) stress-test/bench.py
+
+lock: bootstrap ## Renew both lock files from pyproject.toml
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check uv
+	@$(LOCK) -o common/requirements.txt
+	@$(LOCK) --group dev -c common/requirements.txt -o requirements-dev.txt

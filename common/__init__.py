@@ -1,0 +1,1 @@
+"""The runtime that the three services share: one log, one store, one fold."""

@@ -1,0 +1,236 @@
+"""HTTP: what the three services' routes have in common.
+
+Validation comes before anything else; every refusal is an RFC 9457 problem that says what to do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import msgspec
+import structlog
+from flask import Blueprint, Flask, Response, current_app, g, request
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from werkzeug.exceptions import HTTPException
+
+from common import config, telemetry
+from common.config import Settings
+from common.decision import Entity, Machine
+from common.messages import Done, Message, Outcome, Reason, Refused
+from common.web import OutcomeUnknown, TooBusy, Web
+
+ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+NUMBER = re.compile(r"[0-9]{1,15}")
+IDEMPOTENCY_KEY = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+ATTEMPT_HEADER = "X-Attempt-ID"
+"""Set by the gateway, once per request, kept over its replays."""
+INIT_MAX = 1_000_000
+RETRY_AFTER_S = "2"
+
+STATUS = {
+    Reason.NOT_FOUND: 404,
+    Reason.CONFLICT: 409,
+    Reason.NO_CREDIT: 402,
+    Reason.OTHER_CALL: 422,
+    Reason.BUSY: 429,
+    Reason.TOO_LATE: 503,
+    Reason.INTERNAL: 500,
+}
+
+E = TypeVar("E", bound=Entity)
+logger = structlog.get_logger()
+
+
+class Problem(Exception):
+    """An answer that is not 2xx."""
+
+    def __init__(self, status: int, title: str, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.title = title
+        self.detail = detail
+
+
+# --- parse -----------------------------------------------------------------------------------------------------------
+
+
+def entity_id(text: str) -> str:
+    """Return the id from a path, or refuse it."""
+    if ID.fullmatch(text) is None:
+        raise Problem(400, "bad id", "an id is 1 to 64 characters of A-Z a-z 0-9 _ and -")
+    return text
+
+
+def number(text: str, name: str, least: int = 0, most: int = 10**15 - 1) -> int:
+    """Return the number from a path, or refuse it."""
+    if NUMBER.fullmatch(text) is None or not least <= int(text) <= most:
+        raise Problem(400, f"bad {name}", f"{name} is a whole number from {least} to {most}, in digits 0-9 only")
+    return int(text)
+
+
+def new_id() -> str:
+    """Return the id of what this request creates: a repeat of the request creates the same."""
+    key, _ = _request_key()
+    return hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
+
+
+def _request_key() -> tuple[str, bool]:
+    """Return who asks, the client's key before the gateway's attempt id, and whether it is the client's."""
+    client_key = request.headers.get("Idempotency-Key")
+    if client_key is None:
+        attempt_id = g.get("attempt_id") or request.headers.get(ATTEMPT_HEADER) or uuid4().hex
+        g.attempt_id = attempt_id
+        return f"attempt/{attempt_id}", False
+    if IDEMPOTENCY_KEY.fullmatch(client_key) is None:
+        detail = "an Idempotency-Key is 1 to 128 characters of A-Z a-z 0-9 _ . : and -"
+        raise Problem(400, "bad Idempotency-Key", detail)
+    return f"key/{client_key}", True
+
+
+# --- ask and answer --------------------------------------------------------------------------------------------------
+
+
+def ask(entity: str, command: Message, *, is_batch_init: bool = False) -> Done:
+    """Return what was done; a refusal, or no outcome in time, raises the Problem that answers the request."""
+    web: Web = current_app.extensions["web"]
+    key, is_client_key = _request_key()
+    call = hashlib.blake2b(f"{request.method} {request.path}".encode(), digest_size=8).digest()
+    asker = web.asker(f"{entity}/{key}", int.from_bytes(call, "big"), is_client_key=is_client_key)
+    patience_ms = current_app.extensions["settings"].batch_init_patience_ms if is_batch_init else None
+    return _done(web.ask(entity, asker, command, patience_ms))
+
+
+def find(kind: type[E], found_id: str, name: str) -> E:
+    """Return the entity as it is now, or raise the Problem that says that there is none."""
+    web: Web = current_app.extensions["web"]
+    entity = web.find(kind, entity_id(found_id))
+    if entity is None:
+        raise Problem(404, "not found", f"there is no {name} {found_id}")
+    return entity
+
+
+def text(body: str) -> Response:
+    """Return a plain success."""
+    return Response(body, mimetype="text/plain")
+
+
+def json(body: object) -> Response:
+    """Return a success with fields."""
+    return Response(msgspec.json.encode(body), mimetype="application/json")
+
+
+def _done(outcome: Outcome) -> Done:
+    match outcome:
+        case Done():
+            return outcome
+        case Refused():
+            raise Problem(STATUS[outcome.reason], outcome.reason.value, outcome.detail)
+
+
+# --- the application -------------------------------------------------------------------------------------------------
+
+
+def start_app(machine: Machine, routes: Blueprint) -> Flask:
+    """Return the service's WSGI application, ready to take requests."""
+    settings = config.load()
+    telemetry.configure_logging(settings.log_level, service=machine.service, process="web")
+    web = Web(settings, machine)
+    web.start()
+    return make_app(routes, web, settings)
+
+
+def make_app(routes: Blueprint, web: Web, settings: Settings) -> Flask:
+    """Return the WSGI application that serves `routes`."""
+    app = Flask(routes.name, static_folder=None)
+    app.extensions["web"] = web
+    app.extensions["settings"] = settings
+    app.url_map.merge_slashes = False
+    app.before_request(_begin)
+    app.after_request(_count)
+    app.register_error_handler(Exception, _answer_error)
+    app.register_blueprint(routes)
+    app.register_blueprint(operations)
+    return app
+
+
+operations = Blueprint("operations", __name__)
+
+
+@operations.get("/health/live")
+def live() -> Response:
+    """Say that the process answers."""
+    return text("alive\n")
+
+
+@operations.get("/health/ready")
+def ready() -> Response:
+    """Say whether requests can be served."""
+    if current_app.extensions["web"].is_ready:
+        return text("ready\n")
+    raise Problem(503, "not ready", "the log or the replies are out of reach, or this process is stopping")
+
+
+@operations.get("/metrics")
+def metrics() -> Response:
+    """Show the process's metrics, for Prometheus."""
+    return Response(generate_latest(), content_type=CONTENT_TYPE_LATEST)
+
+
+def _begin() -> None:
+    g.began_s = time.perf_counter()
+    if request.content_length or request.headers.get("Transfer-Encoding"):
+        raise Problem(400, "unexpected body", "calls take no body: everything stands in the path")
+
+
+_children: dict[tuple[str, int], tuple[Callable[[], None], Callable[[float], None]]] = {}
+
+
+def _count(response: Response) -> Response:
+    route = request.url_rule.rule if request.url_rule else "unknown"
+    child = _children.get((route, response.status_code))
+    if child is None:
+        counter = telemetry.REQUESTS.labels(route, response.status_code)
+        child = _children[route, response.status_code] = (counter.inc, telemetry.REQUEST_SECONDS.labels(route).observe)
+    count, observe = child
+    count()
+    observe(time.perf_counter() - g.began_s)
+    return response
+
+
+def _answer_error(error: Exception) -> Response:
+    match error:
+        case Problem():
+            return _problem(error.status, error.title, error.detail)
+        case OutcomeUnknown():
+            detail = "the outcome is unknown: ask again with the same Idempotency-Key, or read what the call changes"
+            return _problem(503, "no outcome in time", detail)
+        case TooBusy():
+            return _problem(429, "too busy", "too many requests are waiting, this one was not tried: ask again later")
+        case HTTPException():
+            return _http_problem(error)
+        case _:
+            logger.error("unexpected error", exc_info=error, path=request.path)
+            return _problem(500, "internal error", "a bug of ours: it is in this process's log")
+
+
+def _http_problem(error: HTTPException) -> Response:
+    details = {404: "there is no such path: see /apidoc/swagger", 405: "the path takes another method: see Allow"}
+    status = error.code or 500
+    response = _problem(status, error.name.lower(), details.get(status, error.description or error.name))
+    for name, value in error.get_headers():
+        if name == "Allow":
+            response.headers[name] = value
+    return response
+
+
+def _problem(status: int, title: str, detail: str) -> Response:
+    body: dict[str, Any] = {"type": "about:blank", "title": title, "status": status, "detail": detail}
+    response = Response(msgspec.json.encode(body), status, mimetype="application/problem+json")
+    if status in (429, 503):
+        response.headers["Retry-After"] = RETRY_AFTER_S
+    return response

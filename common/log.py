@@ -1,0 +1,447 @@
+"""The log: Kafka, and nobody else here knows that.
+
+What the rest sees: partitions by name ("order-3"), records by offset, a Publisher that delivers in order or not at all,
+a Tail that follows one partition, a Membership that says which partitions are ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
+from uuid import uuid4
+
+import msgspec
+import structlog
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+
+from common.config import ConfigError, Settings
+from common.fold import DeadLetter, DeadLetters, Record
+from common.messages import RECORD_BYTES_MAX, Genesis, encode, encode_batch
+from common.tasks import spawn
+
+REQUEST_TIMEOUT_MS = 1_000
+"""Bounds every call to a broker: measured, a frozen leader costs 4 s with 1 s, and 9 s or more with 3 s."""
+FETCH_WAIT_MS = 400
+SEND_TIMEOUT_S = 3.0
+FAILURES_MAX = 5
+"""Sends that fail in a row before the producer is replaced."""
+BACKOFF_S = 0.05
+BACKOFF_MAX_S = 0.5
+
+TOPIC_CONFIG = {
+    "message.timestamp.type": "LogAppendTime",
+    "cleanup.policy": "delete",
+    "retention.ms": "-1",
+    "retention.bytes": "-1",
+    "unclean.leader.election.enable": "false",
+}
+
+logger = structlog.get_logger()
+
+
+class LogFailed(Exception):
+    """The log cannot be reached, or did not answer in time.  What was asked may or may not have happened."""
+
+
+def inbox(partition: str) -> TopicPartition:
+    """Return where Kafka has a partition: "order-3" is partition 3 of order-inbox."""
+    service, _, number = partition.rpartition("-")
+    return TopicPartition(f"{service}-inbox", int(number))
+
+
+def dead_letters_of(service: str) -> TopicPartition:
+    """Return where Kafka has a service's dead letters."""
+    return TopicPartition(f"{service}-dead-letters", 0)
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+class Sender(Protocol):
+    """Appends one record; the real one is Producer."""
+
+    async def send(self, place: TopicPartition, value: bytes) -> int:
+        """Return the record's offset, acknowledged by all in-sync replicas; raise LogFailed otherwise."""
+
+
+class Producer:
+    """Appends single records.  A producer of aiokafka's that keeps failing is replaced, the old one closed first."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._producer: AIOKafkaProducer | None = None
+        self._failures = 0
+        self._lock = asyncio.Lock()
+
+    async def send(self, place: TopicPartition, value: bytes) -> int:
+        """Return the record's offset, acknowledged by all in-sync replicas."""
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT_S):
+                producer = self._producer or await self._start()
+                delivered = await producer.send(place.topic, value, partition=place.partition)
+                offset: int = (await asyncio.shield(delivered)).offset
+        except (KafkaError, OSError, TimeoutError) as why:
+            await self._failed()
+            raise LogFailed(f"send to {place.topic}-{place.partition}: {why!r}") from why
+        self._failures = 0
+        return offset
+
+    async def close(self) -> None:
+        """Close the connections; what is on its way is given a moment."""
+        async with self._lock:
+            producer, self._producer = self._producer, None
+            if producer is not None:
+                with contextlib.suppress(TimeoutError, KafkaError):
+                    await asyncio.wait_for(producer.stop(), SEND_TIMEOUT_S)
+
+    async def _start(self) -> AIOKafkaProducer:
+        async with self._lock:
+            if self._producer is None:
+                producer = AIOKafkaProducer(
+                    bootstrap_servers=self._settings.kafka,
+                    acks="all",
+                    enable_idempotence=False,
+                    request_timeout_ms=REQUEST_TIMEOUT_MS,
+                    retry_backoff_ms=50,
+                    metadata_max_age_ms=30_000,
+                )
+                await producer.start()
+                self._producer = producer
+            return self._producer
+
+    async def _failed(self) -> None:
+        self._failures += 1
+        if self._failures >= FAILURES_MAX:
+            self._failures = 0
+            await self.close()
+
+
+class Publisher:
+    """Delivers messages to partitions: in order, each until it is acknowledged.
+
+    One send is in flight per target.  What arrives meanwhile goes out together in the next record (group commit).  A
+    send that failed, or that nobody knows the end of, is repeated in place, the same bytes, before anything later goes.
+    """
+
+    def __init__(self, sender: Sender) -> None:
+        self._sender = sender
+        self._lanes: dict[str, _Lane] = {}
+
+    def publish(self, partition: str, messages: list[bytes]) -> asyncio.Future[int]:
+        """Return the offset, once it is acknowledged, of the record that the last of the messages is in."""
+        lane = self._lanes.get(partition)
+        if lane is None:
+            lane = self._lanes[partition] = _Lane(self._sender, partition)
+        return lane.publish(messages)
+
+    def close(self) -> None:
+        """Stop sending.  What is not acknowledged yet stays unknown."""
+        for lane in self._lanes.values():
+            lane.close()
+
+
+class _Lane:
+    """The way to one target partition."""
+
+    def __init__(self, sender: Sender, partition: str) -> None:
+        self._sender = sender
+        self._place = inbox(partition)
+        self._partition = partition
+        self._queue: list[tuple[bytes, asyncio.Future[int] | None]] = []
+        self._last_offset = -1
+        self._task: asyncio.Task[None] | None = None
+
+    def publish(self, messages: list[bytes]) -> asyncio.Future[int]:
+        acknowledged: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._queue.extend((message, None) for message in messages[:-1])
+        self._queue.append((messages[-1], acknowledged))
+        if self._task is None:
+            self._task = spawn(self._run())
+        return acknowledged
+
+    def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _run(self) -> None:
+        while self._queue:
+            messages, acknowledged = self._take()
+            offset = await self._deliver(encode_batch(messages))
+            for future in acknowledged:
+                if not future.done():
+                    future.set_result(offset)
+        self._task = None
+
+    def _take(self) -> tuple[list[msgspec.Raw], list[asyncio.Future[int]]]:
+        """Take what fits one record, in order."""
+        size = count = 0
+        for message, _ in self._queue:
+            size += len(message)
+            if count and size > RECORD_BYTES_MAX:
+                break
+            count += 1
+        taken, self._queue = self._queue[:count], self._queue[count:]
+        return [msgspec.Raw(message) for message, _ in taken], [future for _, future in taken if future is not None]
+
+    async def _deliver(self, record: bytes) -> int:
+        failures = 0
+        while True:
+            try:
+                offset = await self._sender.send(self._place, record)
+            except LogFailed as why:
+                failures += 1
+                logger.log(30 if failures == 1 else 10, "send failed, repeating", target=self._partition, why=str(why))
+                await asyncio.sleep(min(BACKOFF_S * failures, BACKOFF_MAX_S))
+                continue
+            if offset > self._last_offset:
+                self._last_offset = offset
+                return offset
+            logger.warning("acknowledged offset did not rise, repeating", target=self._partition, offset=offset)
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def _consumer(settings: Settings, **options: object) -> AIOKafkaConsumer:
+    return AIOKafkaConsumer(
+        bootstrap_servers=settings.kafka,
+        enable_auto_commit=False,
+        auto_offset_reset="none",
+        request_timeout_ms=REQUEST_TIMEOUT_MS,
+        retry_backoff_ms=50,
+        metadata_max_age_ms=30_000,
+        **options,
+    )
+
+
+class Tail:
+    """Follows one partition, with a connection of its own.
+
+    aiokafka has one fetch in flight per broker: in a shared consumer the long poll of an idle partition would hold up
+    the busy ones.
+    """
+
+    def __init__(self, settings: Settings, place: TopicPartition) -> None:
+        self._place = place
+        self._consumer = _consumer(settings, fetch_max_wait_ms=FETCH_WAIT_MS)
+
+    async def open(self) -> None:
+        """Connect."""
+        with _as_log_failed(f"open {self._place.topic}-{self._place.partition}"):
+            await self._consumer.start()
+            self._consumer.assign([self._place])
+            await asyncio.sleep(0)  # a consumer that is stopped before its tasks began raises CancelledError
+
+    async def close(self) -> None:
+        """Disconnect."""
+        with contextlib.suppress(KafkaError, OSError):
+            await self._consumer.stop()
+
+    async def bounds(self) -> tuple[int, int]:
+        """Return the offsets of the first record and of the next one to come."""
+        with _as_log_failed("bounds"):
+            first = await self._consumer.beginning_offsets([self._place])
+            end = await self._consumer.end_offsets([self._place])
+        return first[self._place], end[self._place]
+
+    def seek(self, offset: int) -> None:
+        """Go on with the record at `offset`."""
+        self._consumer.seek(self._place, offset)
+
+    def behind(self, position: int) -> int:
+        """Return how many records from `position` on are known to exist."""
+        return max((self._consumer.highwater(self._place) or position) - position, 0)
+
+    async def poll(self, wait_s: float, records_max: int) -> list[Record]:
+        """Return the next records; wait when there are none yet."""
+        with _as_log_failed("poll"):
+            fetched = await self._consumer.getmany(self._place, timeout_ms=int(wait_s * 1000), max_records=records_max)
+        return [
+            Record(record.offset, record.timestamp, record.value) for records in fetched.values() for record in records
+        ]
+
+    async def read(self, offset: int, wait_s: float = 3.0) -> Record | None:
+        """Return the record at `offset`, None if it does not come in time."""
+        self.seek(offset)
+        records = await self.poll(wait_s, 1)
+        return records[0] if records and records[0].offset == offset else None
+
+
+class Ends:
+    """Asks where partitions end, for reads that must not be stale.  No group, nothing assigned."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._consumer: AIOKafkaConsumer | None = None
+
+    async def end(self, partition: str) -> int:
+        """Return the offset of the partition's next record to come."""
+        place = inbox(partition)
+        with _as_log_failed(f"end of {partition}"):
+            if self._consumer is None:
+                consumer = _consumer(self._settings)
+                await consumer.start()
+                self._consumer = consumer
+            ends = await self._consumer.end_offsets([place])
+        end: int = ends[place]
+        return end
+
+    async def close(self) -> None:
+        """Disconnect."""
+        if self._consumer is not None:
+            await self._consumer.stop()
+
+
+@contextlib.contextmanager
+def _as_log_failed(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except (KafkaError, OSError, TimeoutError) as why:
+        raise LogFailed(f"{doing}: {why!r}") from why
+
+
+# --- dead letters ----------------------------------------------------------------------------------------------------
+
+
+class DeadLetterBox:
+    """The dead letters of one service, a topic with one partition; a dead letter's number is its offset there."""
+
+    def __init__(self, settings: Settings, service: str, sender: Sender) -> None:
+        self._settings = settings
+        self._place = dead_letters_of(service)
+        self._sender = sender
+
+    async def put(self, letter: DeadLetter) -> int:
+        """Return the number of the dead letter, once it is acknowledged."""
+        return await self._sender.send(self._place, encode(letter))
+
+    async def of(self, partition: str) -> DeadLetters:
+        """Return all dead letters of a partition.  Of two for one message the first counts."""
+        tail = Tail(self._settings, self._place)
+        await tail.open()
+        try:
+            letters: DeadLetters = {}
+            for record in await self._all(tail):
+                letter = msgspec.msgpack.decode(record.value, type=DeadLetter)
+                if letter.partition == partition:
+                    letters.setdefault((letter.offset, letter.index), record.offset)
+            return letters
+        finally:
+            await tail.close()
+
+    async def _all(self, tail: Tail) -> list[Record]:
+        position, end = await tail.bounds()
+        records: list[Record] = []
+        tail.seek(position)
+        while position < end:
+            records += await tail.poll(1.0, 500)
+            position = records[-1].offset + 1 if records else position
+        return records
+
+
+# --- ownership -------------------------------------------------------------------------------------------------------
+
+
+class Membership(ConsumerRebalanceListener):
+    """Membership of the service's consumer group: says which partitions are ours, nothing else.
+
+    Balance only: two owners at once are harmless.  Rebalance callbacks do no I/O, because aiokafka heartbeats again
+    only after they return.
+    """
+
+    def __init__(self, settings: Settings, service: str, assigned: Callable[[set[str]], None]) -> None:
+        self._service = service
+        self._assigned = assigned
+        self._consumer = _consumer(
+            settings,
+            group_id=f"{service}-processors",
+            session_timeout_ms=settings.session_timeout_ms,
+            heartbeat_interval_ms=settings.session_timeout_ms // 5,
+            partition_assignment_strategy=(RoundRobinPartitionAssignor,),
+        )
+
+    async def run(self) -> None:
+        """Stay a member until cancelled, then leave, so that others take over at once."""
+        self._consumer.subscribe([f"{self._service}-inbox"], listener=self)
+        try:
+            await self._consumer.start()
+            while True:
+                await self._consumer.getmany(timeout_ms=1_000)
+        finally:
+            await asyncio.shield(self._consumer.stop())
+
+    async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        """Nothing: whoever keeps a partition after the rebalance just goes on with it."""
+
+    async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        """Note what is ours; this consumer itself never fetches."""
+        places = list(assigned)
+        for place in places:
+            self._consumer.seek(place, 0)
+        self._consumer.pause(*places)
+        self._assigned({f"{self._service}-{place.partition}" for place in places})
+
+
+# --- set-up ----------------------------------------------------------------------------------------------------------
+
+
+async def set_up(settings: Settings, service: str) -> None:
+    """Create the service's topics and the genesis record of each partition.  Run again, it changes nothing."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka, request_timeout_ms=10_000)
+    await admin.start()
+    try:
+        await _create(admin, settings, f"{service}-inbox", settings.topology[service])
+        await _create(admin, settings, dead_letters_of(service).topic, 1)
+    finally:
+        await admin.close()
+    producer = Producer(settings)
+    try:
+        for number in range(settings.topology[service]):
+            await _begin(settings, producer, inbox(f"{service}-{number}"))
+    finally:
+        await producer.close()
+
+
+async def _create(admin: AIOKafkaAdminClient, settings: Settings, topic: str, partitions: int) -> None:
+    config = {**TOPIC_CONFIG, "min.insync.replicas": str(max(settings.replication - 1, 1))}
+    response = await admin.create_topics(
+        [NewTopic(topic, partitions, settings.replication, topic_configs=config)], timeout_ms=8_000
+    )
+    for name, code, *_ in response.topic_errors:
+        if code and for_code(code) is not TopicAlreadyExistsError:
+            raise LogFailed(f"create topic {name}: {for_code(code).__name__}")
+
+
+async def _begin(settings: Settings, producer: Producer, place: TopicPartition) -> None:
+    tail = Tail(settings, place)
+    await tail.open()
+    try:
+        if await tail.bounds() == (0, 0):
+            await producer.send(place, encode(Genesis(uuid4().hex)))
+    finally:
+        await tail.close()
+
+
+async def check_topology(settings: Settings) -> None:
+    """End the process when a topic has another partition count than the settings say."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka, request_timeout_ms=REQUEST_TIMEOUT_MS)
+    with _as_log_failed("read the topics"):
+        await admin.start()
+        try:
+            topics = await admin.describe_topics([f"{service}-inbox" for service in settings.topology])
+        finally:
+            await admin.close()
+    for topic in topics:
+        _check_count(settings, topic["topic"].removesuffix("-inbox"), len(topic["partitions"]))
+
+
+def _check_count(settings: Settings, service: str, partitions: int) -> None:
+    count = settings.topology[service]
+    if partitions not in (0, count):  # 0: the topic is yet to be created
+        setting = f"CHECKOUT_{service.upper()}_PARTITIONS"
+        raise ConfigError(f"wrong configuration: {setting} is {count}, but {service}-inbox has {partitions} partitions")

@@ -1,0 +1,347 @@
+"""The processor: owns partitions, and takes each through the same step for ever.
+
+    poll -> read -> fold (pure) -> publish, all acknowledged -> apply (fenced) -> replies
+
+Where a crash, or anything else that ends a step early, leaves a partition:
+
+    while           on disk                                    what the next owner does
+    --------------  -----------------------------------------  -------------------------------------------------
+    poll, fold      the records                                loads the same position, folds the same again
+    publish         some letters stand in their targets' logs  the same letters again; targets drop the repeats
+    apply           all letters; the state moved or it did not goes on behind the batch, or takes it once more
+    replies         state and replies moved together           nothing: who missed a reply reads the result
+
+There is one recovery: drop the memory of the partition and load it.  Start, rebalance, failover, fence and an emptied
+store all take that way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import msgspec
+import structlog
+
+from common import telemetry
+from common.decision import Ended, Machine
+from common.fold import (
+    Codec,
+    DeadLetter,
+    DeadLetters,
+    Fold,
+    Folded,
+    Memory,
+    Missing,
+    Record,
+    Rules,
+    UndecodableRecord,
+)
+from common.log import LogFailed
+from common.messages import Topology, checksum
+from common.store import Fenced, StoreFailed
+from common.tasks import spawn
+
+IDLE_S = 0.25
+"""How long a poll waits; an idle partition compares its position with the store's this often."""
+RECORDS_MAX = 500
+MEMORY_ENTITIES_MAX = 100_000
+REPLY_AGE_MAX_MS = 60_000
+"""No replies are sent for older records: a replay must not flood."""
+RETRY_S = 0.2
+HALT_S = 10.0
+"""How long a log that does not fit the state may take to fit (a stale leader looks like a short log)."""
+
+logger = structlog.get_logger()
+
+
+class Tail(Protocol):
+    """Follows one partition of the log; common.log has the real one."""
+
+    async def open(self) -> None:
+        """Connect."""
+
+    async def close(self) -> None:
+        """Disconnect."""
+
+    async def bounds(self) -> tuple[int, int]:
+        """Return the offsets of the first record and of the next one to come."""
+        ...
+
+    async def read(self, offset: int) -> Record | None:
+        """Return one record, None if it does not come in time."""
+
+    async def poll(self, wait_s: float, records_max: int) -> list[Record]:
+        """Return the next records; wait when there are none yet."""
+        ...
+
+    def seek(self, offset: int) -> None:
+        """Go on with the record at `offset`."""
+
+    def behind(self, position: int) -> int:
+        """Return how many records from `position` on are known to exist."""
+        ...
+
+
+class Publisher(Protocol):
+    """Delivers messages to partitions, in order; common.log has the real one."""
+
+    def publish(self, partition: str, messages: list[bytes]) -> asyncio.Future[int]:
+        """Return the offset of the last message's record, once it is acknowledged."""
+        ...
+
+
+class Store(Protocol):
+    """Reads and moves partitions; common.store has the real one."""
+
+    async def read(self, partition: str, fields: list[str]) -> tuple[int, list[bytes | None]]:
+        """Return position and fields, as of the same moment."""
+        ...
+
+    async def apply(self, partition: str, folded: Folded, *, with_replies: bool) -> None:
+        """Move the partition from folded.start to folded.end, or raise Fenced."""
+
+
+class DeadLetterBox(Protocol):
+    """Keeps dead letters; common.log has the real one."""
+
+    async def put(self, letter: DeadLetter) -> int:
+        """Return the dead letter's number, once it is acknowledged."""
+        ...
+
+    async def of(self, partition: str) -> DeadLetters:
+        """Return all dead letters of a partition."""
+        ...
+
+
+class World(msgspec.Struct, frozen=True):
+    """All that a partition touches outside itself: the simulation has another one."""
+
+    tail: Callable[[str], Tail]
+    publisher: Publisher
+    store: Store
+    dead_letters: DeadLetterBox
+    now_s: Callable[[], float] = time.time
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+
+
+class Halted(Exception):
+    """The log is not the one that the state was made from: a person has to look."""
+
+
+class Partition:
+    """One partition that this process owns."""
+
+    def __init__(self, name: str, machine: Machine, topology: Topology, world: World) -> None:
+        self.name = name
+        self.stopping = False
+        self.following = False
+        self._machine = machine
+        self._topology = topology
+        self._world = world
+        self._store = world.store
+        self._codec = Codec(machine)
+
+    async def run(self) -> None:
+        """Load and follow, again and again, until `stopping`."""
+        while not self.stopping:
+            try:
+                await self._own()
+            except (Fenced, LogFailed, StoreFailed) as why:
+                self._note_rewind(type(why).__name__, str(why))
+                await self._world.sleep(RETRY_S)
+            except (Halted, UndecodableRecord) as why:
+                telemetry.HALTED.labels(self.name).set(1)
+                logger.error("halted", partition=self.name, why=str(why))  # noqa: TRY400
+                await self._world.sleep(HALT_S)
+
+    async def _own(self) -> None:
+        self._tail = self._world.tail(self.name)
+        try:
+            await self._tail.open()
+            await self._load()
+            self.following = True
+            await self._follow()
+        finally:
+            self.following = False
+            await self._tail.close()
+
+    # --- load
+
+    async def _load(self) -> None:
+        """Begin where the store stands, after making sure that the log is the one the state was folded from."""
+        position, (header,) = await self._store.read(self.name, ["header"])
+        self._header = self._codec.header(header)
+        self._memory = Memory()
+        self._rules = Rules(
+            self._machine,
+            self._codec,
+            self.name,
+            self._topology,
+            await self._world.dead_letters.of(self.name),
+        )
+        await self._check_log(position)
+        self._confirmed = self._folded_to = position
+        self._tail.seek(position)
+        telemetry.HALTED.labels(self.name).set(0)
+        logger.info("loaded", partition=self.name, position=position)
+
+    async def _check_log(self, position: int) -> None:
+        deadline = self._world.now_s() + HALT_S
+        while (mismatch := await self._mismatch(position)) is not None:
+            if self._world.now_s() > deadline:
+                raise Halted(mismatch)
+            await self._world.sleep(RETRY_S)
+
+    async def _mismatch(self, position: int) -> str | None:
+        """Say what shows that the state was not made from this log, None when nothing does."""
+        first, end = await self._tail.bounds()
+        if position > end:
+            return f"the log of {self.name} ends at {end}, its state stands at {position}: records were lost"
+        if position < first:
+            return f"the log of {self.name} begins at {first}, its state stands at {position}: records are missing"
+        if position == 0:
+            return None
+        if self._header.topology != self._topology:
+            return f"{self.name} was made for partition counts {self._header.topology}, not {dict(self._topology)}"
+        return await self._last_record_differs(position)
+
+    async def _last_record_differs(self, position: int) -> str | None:
+        last = await self._tail.read(position - 1)
+        if last is None:
+            return f"record {position - 1} of {self.name} cannot be read"
+        if (last.timestamp_ms, checksum(last.value)) != (self._header.timestamp_ms, self._header.crc):
+            return f"record {position - 1} of {self.name} is not the one that was folded: the log was replaced"
+        return None
+
+    # --- follow
+
+    async def _follow(self) -> None:
+        """Take batch after batch; while one is published and applied, the next is folded."""
+        commit: asyncio.Task[None] | None = None
+        try:
+            while not self.stopping:
+                records = await self._tail.poll(IDLE_S, RECORDS_MAX)
+                folded = await self._fold(records) if records else None
+                if commit is not None:
+                    await commit
+                commit = None
+                if folded is None:
+                    await self._check_position()
+                else:
+                    self._memory.trim(MEMORY_ENTITIES_MAX, folded.changes)
+                    commit = asyncio.create_task(self._commit(folded))
+        finally:
+            if commit is not None:
+                await commit
+
+    async def _fold(self, records: list[Record]) -> Folded:
+        """Fold what could be polled, reading what is not in memory."""
+        if records[0].offset != self._folded_to:
+            raise LogFailed(f"{self.name}: expected record {self._folded_to}, got {records[0].offset}")
+        fold = Fold(self._rules, self._memory, self._header, records)
+        for effect in fold.run():
+            match effect:
+                case Missing():
+                    await self._read(effect.keys)
+                case DeadLetter():
+                    await self._bury(effect)
+        if fold.folded.end <= records[-1].offset:
+            self._tail.seek(fold.folded.end)
+        self._folded_to = fold.folded.end
+        return fold.folded
+
+    async def _read(self, keys: list[str]) -> None:
+        """Bring entities into memory.  Without the fence a zombie would fold new values into an old position."""
+        if not keys:
+            return
+        position, values = await self._store.read(self.name, keys)
+        if position not in (self._confirmed, self._folded_to):
+            raise Fenced(self.name, (self._confirmed, self._folded_to), position)
+        for key, value in zip(keys, values, strict=True):
+            self._memory.remember(key, self._codec.entity(value))
+
+    async def _bury(self, letter: DeadLetter) -> None:
+        number = await self._world.dead_letters.put(letter)
+        self._rules.dead_letters[letter.offset, letter.index] = number
+        telemetry.DEAD_LETTERS.labels(self.name).inc()
+        logger.error("dead letter", number=number, **msgspec.to_builtins(letter))
+
+    async def _check_position(self) -> None:
+        """Notice a failover that took the state back, also when nothing is going on."""
+        position, _ = await self._store.read(self.name, [])
+        if position != self._confirmed:
+            raise Fenced(self.name, self._confirmed, position)
+
+    # --- commit
+
+    async def _commit(self, folded: Folded) -> None:
+        """Publish, and only when everything is acknowledged apply: the other way round a crash would lose letters."""
+        sent = [self._world.publisher.publish(target, letters) for target, letters in folded.letters.items()]
+        for acknowledged in sent:
+            await acknowledged
+        fresh = self._world.now_s() * 1000 - folded.timestamp_ms < REPLY_AGE_MAX_MS
+        await self._store.apply(self.name, folded, with_replies=fresh)
+        self._confirmed = folded.end
+        self._note_commit(folded, fresh=fresh)
+
+    # --- what people see
+
+    def _note_commit(self, folded: Folded, *, fresh: bool) -> None:
+        telemetry.POSITION.labels(self.name).set(folded.end)
+        telemetry.LAG.labels(self.name).set(self._tail.behind(folded.end))
+        telemetry.BATCH_MESSAGES.labels(self.name).observe(folded.messages)
+        telemetry.OPEN_CHECKOUTS.labels(self.name).set(self._header.counts.get("Checkout", 0))
+        telemetry.REPEATS.labels(self.name).inc(folded.repeats)
+        if folded.gaps:
+            telemetry.GAPS.labels(self.name).inc(folded.gaps)
+            logger.error("letters dropped, earlier ones are missing", partition=self.name, gaps=folded.gaps)
+        if fresh:
+            for ended in folded.ended:
+                _note_end(ended)
+        logger.debug("batch", partition=self.name, start=folded.start, end=folded.end, messages=folded.messages)
+
+    def _note_rewind(self, cause: str, why: str) -> None:
+        telemetry.REWINDS.labels(self.name, cause).inc()
+        logger.warning("rewind", partition=self.name, cause=cause, why=why)
+
+
+def _note_end(ended: Ended) -> None:
+    telemetry.CHECKOUTS.labels(ended.outcome).inc()
+    telemetry.CHECKOUT_SECONDS.observe(ended.took_ms / 1000)
+    logger.info("ended", **msgspec.structs.asdict(ended))
+
+
+class Processor:
+    """All partitions that this process owns."""
+
+    def __init__(self, machine: Machine, topology: Topology, world: World) -> None:
+        self._machine = machine
+        self._topology = topology
+        self._world = world
+        self._owned: dict[str, Partition] = {}
+        self._runs: set[asyncio.Task[None]] = set()
+
+    def assign(self, names: set[str]) -> None:
+        """Own exactly these partitions.  What is kept goes on undisturbed, what is lost ends after its step."""
+        for name in self._owned.keys() - names:
+            self._owned.pop(name).stopping = True
+        for name in names - self._owned.keys():
+            partition = Partition(name, self._machine, self._topology, self._world)
+            self._owned[name] = partition
+            run = spawn(partition.run())
+            self._runs.add(run)
+            run.add_done_callback(self._runs.discard)
+        logger.info("assigned", partitions=sorted(names))
+
+    @property
+    def is_ready(self) -> bool:
+        """Say whether every partition that is ours is being followed."""
+        return all(partition.following for partition in self._owned.values())
+
+    async def stop(self) -> None:
+        """End every partition after its step."""
+        self.assign(set())
+        await asyncio.gather(*self._runs)

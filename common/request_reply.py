@@ -1,0 +1,233 @@
+"""A web process's side of the log: a request goes in, its outcome comes back.  HTTP is a client of the log.
+
+Asking again with the same request id gives the same outcome without acting twice, so whatever is lost here (a send, a
+reply, this process) is repeated by somebody: the publisher, the sweep below, the gateway, the client.
+
+`ask` and `read` take a callback and are called in the event loop; they never block.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import msgspec
+import structlog
+
+from common import telemetry
+from common.decision import Entity
+from common.fold import OTHER_CALL, Codec, Result, result_key
+from common.log import LogFailed
+from common.messages import Asker, Message, Outcome, Request, Told, encode
+from common.store import StoreFailed
+from common.tasks import spawn
+
+SWEEP_S = 0.1
+"""How often overdue requests look for their result in the state."""
+OVERDUE_S = 0.3
+"""How long a request waits for its reply before it looks for its result."""
+CATCH_UP_S = 0.002
+CATCH_UP_MAX_S = 0.05
+RETRY_S = 0.1
+
+logger = structlog.get_logger()
+
+Tell = Callable[[Outcome], None]
+Give = Callable[[Entity | None], None]
+
+
+class Publisher(Protocol):
+    """Delivers messages to partitions; common.log has the real one."""
+
+    def publish(self, partition: str, messages: list[bytes]) -> asyncio.Future[int]:
+        """Return the offset of the last message's record, once it is acknowledged."""
+        ...
+
+
+class Ends(Protocol):
+    """Asks where partitions end; common.log has the real one."""
+
+    async def end(self, partition: str) -> int:
+        """Return the offset of the partition's next record to come."""
+        ...
+
+
+class Store(Protocol):
+    """Reads partitions; common.store has the real one."""
+
+    async def read(self, partition: str, fields: list[str]) -> tuple[int, list[bytes | None]]:
+        """Return position and fields, as of the same moment."""
+        ...
+
+
+class Replies(Protocol):
+    """Our end of the reply lists; common.store has the real one."""
+
+    async def take(self, partition: str) -> list[Told]:
+        """Return the replies that have come; wait a while when there are none."""
+        ...
+
+
+class Network(msgspec.Struct, frozen=True):
+    """All that a web process touches outside itself: the simulation has another one."""
+
+    publisher: Publisher
+    ends: Ends
+    store: Store
+    replies: Replies
+    now_s: Callable[[], float] = time.time
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+
+
+class _Waiting:
+    """A request on its way.  `offset` is where its command stands in the log, once that is known."""
+
+    __slots__ = ("offset", "partition", "since_s", "tells")
+
+    def __init__(self, partition: str, since_s: float, tell: Tell) -> None:
+        self.partition = partition
+        self.since_s = since_s
+        self.tells = [tell]
+        self.offset: int | None = None
+
+
+class RequestReply:
+    """All requests and reads that are waiting in this process."""
+
+    def __init__(self, web_id: str, codec: Codec, network: Network) -> None:
+        self.web_id = web_id
+        self._codec = codec
+        self._network = network
+        self._waiting: dict[tuple[str, int], _Waiting] = {}
+        self._reads: dict[str, list[tuple[str, Give]]] = {}
+        self._reading: dict[str, asyncio.Task[None]] = {}
+        self.replies_alive_s = 0.0
+        self.log_alive_s = 0.0
+
+    # --- requests
+
+    def ask(self, partition: str, asker: Asker, message: Message, tell: Tell) -> None:
+        """Put a command into the log; `tell` gets its outcome, once, unless it is forgotten before."""
+        place = (asker.request_id, asker.fingerprint)
+        waiting = self._waiting.get(place)
+        if waiting is not None:
+            waiting.tells.append(tell)
+            return
+        now_s = self._network.now_s()
+        waiting = self._waiting[place] = _Waiting(partition, now_s, tell)
+        request = encode(Request(asker, int(now_s * 1000), message))
+        sent = self._network.publisher.publish(partition, [request])
+        sent.add_done_callback(lambda done: self._sent(waiting, done))
+
+    def forget(self, asker: Asker, tell: Tell) -> None:
+        """Patience is over: whoever waits here does not wait any more."""
+        place = (asker.request_id, asker.fingerprint)
+        waiting = self._waiting.get(place)
+        if waiting is not None:
+            waiting.tells = [kept for kept in waiting.tells if kept is not tell]
+            if not waiting.tells:
+                del self._waiting[place]
+
+    def _sent(self, waiting: _Waiting, sent: asyncio.Future[int]) -> None:
+        if not sent.cancelled():
+            waiting.offset = sent.result()
+            self.log_alive_s = self._network.now_s()
+
+    def _tell(self, request_id: str, fingerprint: int, outcome: Outcome) -> None:
+        waiting = self._waiting.pop((request_id, fingerprint), None)
+        if waiting is not None:
+            for tell in waiting.tells:
+                tell(outcome)
+
+    async def take_replies(self, partition: str) -> None:
+        """Wake the requests that a partition's replies are for, for ever."""
+        while True:
+            try:
+                for told in await self._network.replies.take(partition):
+                    self._tell(told.request_id, told.fingerprint, told.outcome)
+                self.replies_alive_s = self._network.now_s()
+            except StoreFailed as why:
+                telemetry.REPLIES_LOST.inc()
+                logger.debug("no replies", partition=partition, why=str(why))
+                await self._network.sleep(RETRY_S)
+
+    async def sweep(self) -> None:
+        """Let overdue requests look for their result, for ever: a lost reply costs this poll, not the answer."""
+        while True:
+            await self._network.sleep(SWEEP_S)
+            telemetry.WAITING.set(len(self._waiting))
+            for partition, places in self._overdue().items():
+                await self._look(partition, places)
+
+    def _overdue(self) -> dict[str, list[tuple[str, int]]]:
+        before_s = self._network.now_s() - OVERDUE_S
+        overdue: dict[str, list[tuple[str, int]]] = {}
+        for place, waiting in self._waiting.items():
+            if waiting.offset is not None and waiting.since_s < before_s:
+                overdue.setdefault(waiting.partition, []).append(place)
+        return overdue
+
+    async def _look(self, partition: str, places: list[tuple[str, int]]) -> None:
+        """Tell those whose result stands in the state.  No result yet means nothing: the command may be pending."""
+        try:
+            _, values = await self._network.store.read(partition, [result_key(request_id) for request_id, _ in places])
+        except StoreFailed as why:
+            logger.debug("no results", partition=partition, why=str(why))
+            return
+        for (request_id, fingerprint), value in zip(places, values, strict=True):
+            result = self._codec.entity(value)
+            assert result is None or isinstance(result, Result)
+            outcome = _known(result, fingerprint)
+            if outcome is not None:
+                telemetry.POLLED.inc()
+                self._tell(request_id, fingerprint, outcome)
+
+    # --- reads
+
+    def read(self, partition: str, key: str, give: Give) -> None:
+        """Give the entity as it is after everything that anybody was told before this call."""
+        self._reads.setdefault(partition, []).append((key, give))
+        if partition not in self._reading:
+            self._reading[partition] = spawn(self._read_all(partition))
+
+    async def _read_all(self, partition: str) -> None:
+        """One round after the other: whoever comes during one waits for the next, all of them together."""
+        while reads := self._reads.pop(partition, None):
+            end = await self._end(partition)
+            values = await self._read_from(partition, end, [key for key, _ in reads])
+            for (_, give), value in zip(reads, values, strict=True):
+                give(self._codec.entity(value))
+        del self._reading[partition]
+
+    async def _end(self, partition: str) -> int:
+        while True:
+            try:
+                end = await self._network.ends.end(partition)
+            except LogFailed as why:
+                logger.debug("no log end", partition=partition, why=str(why))
+                await self._network.sleep(RETRY_S)
+            else:
+                self.log_alive_s = self._network.now_s()
+                return end
+
+    async def _read_from(self, partition: str, end: int, keys: list[str]) -> list[bytes | None]:
+        """Read once the partition's position has reached `end`: position and values are of the same moment."""
+        pause_s = CATCH_UP_S
+        while True:
+            try:
+                position, values = await self._network.store.read(partition, keys)
+            except StoreFailed as why:
+                logger.debug("no state", partition=partition, why=str(why))
+                position, values = -1, []
+            if position >= end:
+                return values
+            await self._network.sleep(pause_s)
+            pause_s = min(2 * pause_s, CATCH_UP_MAX_S)
+
+
+def _known(result: Result | None, fingerprint: int) -> Outcome | None:
+    if result is None:
+        return None
+    return result.outcome if result.fingerprint == fingerprint else OTHER_CALL

@@ -1,0 +1,96 @@
+"""The commands of a service: `web`, `processor` and `setup`, of one program, so each can be killed and scaled alone."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+
+import click
+import structlog
+import uvloop
+
+from common import config, telemetry
+from common.decision import Machine
+from common.log import (
+    DeadLetterBox,
+    LogFailed,
+    Membership,
+    Producer,
+    Publisher,
+    Tail,
+    check_topology,
+    inbox,
+    set_up,
+)
+from common.processor import Processor, World
+from common.store import Store
+from common.tasks import crash_on_error, spawn
+
+START_RETRY_S = 0.5
+
+logger = structlog.get_logger()
+
+
+def run(machine: Machine) -> None:
+    """Run the command that the command line names."""
+    settings = config.load()
+
+    @click.group(help=f"The {machine.service} service.")
+    def service() -> None:
+        pass
+
+    @service.command(help="Serve HTTP.")
+    def web() -> None:
+        application = f"{machine.service}.app:create_app()"
+        os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "-c", "python:common.gunicorn_conf", application])
+
+    @service.command(help="Own partitions of the inbox: fold, publish, apply.")
+    def processor() -> None:
+        telemetry.configure_logging(settings.log_level, service=machine.service, process="processor")
+        uvloop.run(_process(machine, settings))
+
+    @service.command(help="Create the topics; run again, it changes nothing.")
+    def setup() -> None:
+        telemetry.configure_logging(settings.log_level, service=machine.service, process="setup")
+        asyncio.run(set_up(settings, machine.service))
+
+    service()
+
+
+async def _process(machine: Machine, settings: config.Settings) -> None:
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(crash_on_error)
+    told_to_stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told_to_stop.set)
+    await _reach_log(settings)
+    processor = Processor(machine, settings.topology, _world(machine, settings))
+    telemetry.serve(settings.bind, lambda: processor.is_ready)
+    membership = spawn(Membership(settings, machine.service, processor.assign).run())
+    await told_to_stop.wait()
+    logger.info("stopping")
+    await processor.stop()
+    membership.cancel()
+    await asyncio.gather(membership, return_exceptions=True)
+
+
+async def _reach_log(settings: config.Settings) -> None:
+    """Wait for the brokers: whoever starts first must not die of it."""
+    while True:
+        try:
+            return await check_topology(settings)
+        except LogFailed as why:
+            logger.warning("waiting for the log", why=str(why))
+            await asyncio.sleep(START_RETRY_S)
+
+
+def _world(machine: Machine, settings: config.Settings) -> World:
+    producer = Producer(settings)
+    return World(
+        tail=lambda partition: Tail(settings, inbox(partition)),
+        publisher=Publisher(producer),
+        store=Store(settings),
+        dead_letters=DeadLetterBox(settings, machine.service, producer),
+    )

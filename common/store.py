@@ -1,0 +1,144 @@
+"""The store: Redis Cluster, and nobody else here knows that.
+
+Each partition is one hash: its entities by key, its header, and its position.  `apply` moves all of it in one fenced
+script; there is no other write.  redis-py repeats commands after a time-out: the fence makes that harmless.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from redis.asyncio.cluster import ClusterNode, RedisCluster
+from redis.asyncio.retry import Retry
+from redis.backoff import ConstantBackoff
+from redis.exceptions import NoScriptError, RedisError
+
+from common.config import Settings
+from common.fold import Folded
+from common.messages import Told, encode
+
+CALL_TIMEOUT_S = 1.0
+REPLY_WAIT_S = 1.0
+REPLY_LIFE_MS = 60_000
+REPLIES_MAX = 1_000
+"""Replies that a web process takes from its list at once."""
+
+APPLY = (Path(__file__).parent / "apply.lua").read_text()
+APPLY_SHA = hashlib.sha1(APPLY.encode(), usedforsecurity=False).hexdigest()
+
+_replies = msgspec.msgpack.Decoder(list[Told])
+
+
+class StoreFailed(Exception):
+    """The store cannot be reached, or did not answer in time.  What was asked may or may not have happened."""
+
+
+class Fenced(Exception):
+    """The partition's position is not what it would be if this process were its only owner."""
+
+    def __init__(self, partition: str, expected: object, stored: int) -> None:
+        super().__init__(f"{partition} stands at {stored}, expected {expected}")
+        self.stored = stored
+
+
+class Store:
+    """Reads and moves partitions; primaries only."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._redis = _connect(settings, CALL_TIMEOUT_S)
+
+    async def read(self, partition: str, fields: list[str]) -> tuple[int, list[bytes | None]]:
+        """Return the partition's position (0: it has no state) and the fields, both as of the same moment."""
+        with _as_store_failed(f"read {partition}"):
+            position, *values = await self._redis.execute_command("HMGET", _hash(partition), "position", *fields)
+        return int(position or 0), values
+
+    async def apply(self, partition: str, folded: Folded, *, with_replies: bool) -> None:
+        """Move the partition from folded.start to folded.end, and push the replies; raise Fenced when it is elsewhere.
+
+        An apply whose answer was lost and that is repeated finds the partition at its own end: that is success.
+        """
+        replies = folded.replies if with_replies else {}
+        keys = [_hash(partition), *(_replies_to(partition, web_id) for web_id in replies)]
+        arguments = [*_arguments(folded), *(encode(told) for told in replies.values())]
+        with _as_store_failed(f"apply {partition}"):
+            stored = int(await self._run(keys, arguments))
+        if stored != folded.end:
+            raise Fenced(partition, folded.start, stored)
+
+    async def close(self) -> None:
+        """Disconnect."""
+        await self._redis.aclose()
+
+    async def _run(self, keys: list[str], arguments: list[Any]) -> Any:
+        try:
+            return await self._redis.evalsha(APPLY_SHA, len(keys), *keys, *arguments)
+        except NoScriptError:
+            return await self._redis.eval(APPLY, len(keys), *keys, *arguments)
+
+
+class Replies:
+    """A web process's end of the reply lists, one list a partition; waits longer than other calls may take."""
+
+    def __init__(self, settings: Settings, web_id: str) -> None:
+        self._redis = _connect(settings, REPLY_WAIT_S + 2 * CALL_TIMEOUT_S)
+        self._web_id = web_id
+
+    async def take(self, partition: str) -> list[Told]:
+        """Return the replies that have come; wait a while when there are none, then return an empty list."""
+        with _as_store_failed(f"replies of {partition}"):
+            taken = await self._redis.execute_command(
+                "BLMPOP", REPLY_WAIT_S, 1, _replies_to(partition, self._web_id), "LEFT", "COUNT", REPLIES_MAX
+            )
+        return [told for packed in taken[1] for told in _replies.decode(packed)] if taken else []
+
+    async def close(self) -> None:
+        """Disconnect."""
+        await self._redis.aclose()
+
+
+def _connect(settings: Settings, timeout_s: float) -> RedisCluster:
+    return RedisCluster(
+        startup_nodes=[ClusterNode(host, port) for host, port in settings.redis_nodes],
+        password=settings.redis_password or None,
+        require_full_coverage=False,
+        reinitialize_steps=1,
+        cluster_error_retry_attempts=1,
+        retry=Retry(ConstantBackoff(0.05), 1),
+        socket_timeout=timeout_s,
+        socket_connect_timeout=CALL_TIMEOUT_S,
+        protocol=2,
+    )
+
+
+@contextlib.contextmanager
+def _as_store_failed(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except (RedisError, OSError, TimeoutError) as why:
+        raise StoreFailed(f"{doing}: {why!r}") from why
+
+
+def _hash(partition: str) -> str:
+    return f"{{{partition}}}"
+
+
+def _replies_to(partition: str, web_id: str) -> str:
+    """In the slot of the partition's hash, so that one script can write both."""
+    return f"{{{partition}}}:replies:{web_id}"
+
+
+def _arguments(folded: Folded) -> list[Any]:
+    sets: list[Any] = []
+    deletes: list[str] = []
+    for field, value in folded.changes.items():
+        if value is None:
+            deletes.append(field)
+        else:
+            sets += (field, value)
+    return [folded.start, folded.end, REPLY_LIFE_MS, len(sets) // 2, len(deletes), *sets, *deletes]

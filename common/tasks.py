@@ -1,0 +1,36 @@
+"""Background tasks whose failure is never lost: it reaches the event loop's exception handler."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Coroutine
+from typing import Any
+
+import structlog
+
+CRASHED = 70
+"""Exit status of a process that found a bug in itself: whoever supervises it starts it again."""
+
+logger = structlog.get_logger()
+
+
+def spawn(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """Return a task; what it raises goes to the loop's exception handler, at once."""
+    task = asyncio.get_running_loop().create_task(work)
+    task.add_done_callback(_report)
+    return task
+
+
+def crash_on_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Handle the loop's exceptions by ending the process: memory that a bug went through is not to be trusted."""
+    logger.critical("crash", why=context["message"], exc_info=context.get("exception"))
+    if isinstance(context.get("exception"), Exception):
+        os._exit(CRASHED)
+    loop.default_exception_handler(context)
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        context = {"message": f"{task.get_name()} failed", "exception": task.exception(), "task": task}
+        task.get_loop().call_exception_handler(context)

@@ -1,0 +1,154 @@
+"""A web process: Flask's threads ask and wait, one background thread with an event loop does all I/O."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import structlog
+import uvloop
+
+from common.config import Settings
+from common.decision import Entity, Machine, key
+from common.fold import Codec
+from common.log import Ends, LogFailed, Producer, Publisher, check_topology
+from common.messages import Asker, Message, Outcome, partition_of, partitions_of
+from common.request_reply import Network, RequestReply
+from common.store import Replies, Store
+from common.tasks import crash_on_error, spawn
+from common.worker import draining
+
+READY_GAP_S = 25.0
+"""How long log and replies may be silent before this process says that it is not ready: longer than a failover."""
+HEALTH_THREADS = 8
+"""Threads that are kept free of waiting requests."""
+LOG_CHECK_S = 1.0
+
+logger = structlog.get_logger()
+E = TypeVar("E", bound=Entity)
+T = TypeVar("T")
+
+
+class OutcomeUnknown(Exception):
+    """No answer in time.  The request was carried out, or will be, or never: asking again with the same id tells."""
+
+
+class TooBusy(Exception):
+    """Too many requests are waiting; this one was not even tried."""
+
+
+class Web:
+    """What routes need: `ask` and `find`, for any thread."""
+
+    def __init__(self, settings: Settings, machine: Machine) -> None:
+        self._settings = settings
+        self._service = machine.service
+        self._codec = Codec(machine)
+        self._calls: deque[Callable[[], None]] = deque()
+        self._scheduled = False
+        self._seats = threading.Semaphore(settings.threads - HEALTH_THREADS)
+        self._loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+        self._started = threading.Event()
+
+    def start(self) -> None:
+        """Start the background thread, and return when it can take requests."""
+        threading.Thread(target=self._run, name="log", daemon=True).start()
+        self._started.wait()
+
+    def ask(self, entity_id: str, asker: Asker, command: Message, patience_ms: int | None = None) -> Outcome:
+        """Return the command's outcome; wait for it within the patience, then raise OutcomeUnknown."""
+        partition = partition_of(self._service, entity_id, self._settings.topology)
+        box: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        tell = box.put
+        try:
+            return self._wait(box, lambda: self._requests.ask(partition, asker, command, tell), patience_ms)
+        except OutcomeUnknown:
+            self._call(lambda: self._requests.forget(asker, tell))
+            raise
+
+    def find(self, kind: type[E], entity_id: str) -> E | None:
+        """Return the entity as it is after everything that anybody was told before this call."""
+        partition = partition_of(self._service, entity_id, self._settings.topology)
+        box: queue.SimpleQueue[Entity | None] = queue.SimpleQueue()
+        entity = self._wait(box, lambda: self._requests.read(partition, key(kind, entity_id), box.put), None)
+        assert entity is None or isinstance(entity, kind)
+        return entity
+
+    def asker(self, request_id: str, fingerprint: int, *, is_client_key: bool) -> Asker:
+        """Return who asks: a request that this process waits for."""
+        return Asker(request_id, fingerprint, self._requests.web_id, is_client_key)
+
+    @property
+    def is_ready(self) -> bool:
+        """Say whether requests can be served: not stopping, log reachable, replies flowing."""
+        silent_since_s = min(self._requests.log_alive_s, self._requests.replies_alive_s)
+        return not draining.is_set() and time.time() - silent_since_s < READY_GAP_S
+
+    # --- threads
+
+    def _wait(self, box: queue.SimpleQueue[T], call: Callable[[], None], patience_ms: int | None) -> T:
+        if not self._seats.acquire(blocking=False):
+            raise TooBusy
+        self._call(call)
+        try:
+            return box.get(timeout=(patience_ms or self._settings.patience_ms) / 1000)
+        except queue.Empty:
+            raise OutcomeUnknown from None
+        finally:
+            self._seats.release()
+
+    def _call(self, call: Callable[[], None]) -> None:
+        """Have the loop make the call; one wake-up serves all calls that have come until it runs."""
+        self._calls.append(call)
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon_threadsafe(self._make_calls)
+
+    def _make_calls(self) -> None:
+        self._scheduled = False
+        while self._calls:
+            self._calls.popleft()()
+
+    # --- the background thread
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.set_exception_handler(crash_on_error)
+        self._loop.run_until_complete(self._serve())
+
+    async def _serve(self) -> None:
+        self._ends = Ends(self._settings)
+        web_id = f"{os.uname().nodename}-{os.getpid()}-{uuid4().hex[:8]}"
+        network = Network(
+            Publisher(Producer(self._settings)), self._ends, Store(self._settings), Replies(self._settings, web_id)
+        )
+        self._requests = RequestReply(web_id, self._codec, network)
+        partitions = partitions_of(self._service, self._settings.topology)
+        tasks = [spawn(work) for work in self._work(partitions)]
+        self._started.set()
+        await asyncio.gather(*tasks)
+
+    def _work(self, partitions: list[str]) -> list[Coroutine[Any, Any, None]]:
+        takers = [self._requests.take_replies(partition) for partition in partitions]
+        return [*takers, self._requests.sweep(), self._check_log(partitions[0])]
+
+    async def _check_log(self, partition: str) -> None:
+        """Ask the log for something every second, so that readiness is known without traffic."""
+        checked = False
+        while True:
+            try:
+                if not checked:
+                    await check_topology(self._settings)
+                    checked = True
+                await self._ends.end(partition)
+                self._requests.log_alive_s = time.time()
+            except LogFailed as why:
+                logger.debug("log not reachable", why=str(why))
+            await asyncio.sleep(LOG_CHECK_S)

@@ -1,0 +1,1 @@
+"""The whole system as processes on one machine: `python -m local up`."""

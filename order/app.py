@@ -1,0 +1,23 @@
+"""The order service: `python -m order.app web`, `processor` or `setup`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from common.service import run
+from order.domain import MACHINE
+
+if TYPE_CHECKING:
+    from flask import Flask
+
+
+def create_app() -> Flask:
+    """Return the WSGI application, its background thread running: called in gunicorn's worker."""
+    from common.http import start_app  # noqa: PLC0415 - a processor needs no Flask
+    from order.routes import routes  # noqa: PLC0415
+
+    return start_app(MACHINE, routes)
+
+
+if __name__ == "__main__":
+    run(MACHINE)

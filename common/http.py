@@ -18,7 +18,7 @@ from flask import Blueprint, Flask, Response, current_app, g, request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from werkzeug.exceptions import HTTPException
 
-from common import config, telemetry
+from common import config, openapi, telemetry
 from common.config import Settings
 from common.decision import Entity, Machine
 from common.messages import Done, Message, Outcome, Reason, Refused
@@ -175,6 +175,18 @@ def ready() -> Response:
     raise Problem(503, "not ready", "the log or the replies are out of reach, or this process is stopping")
 
 
+@operations.get("/openapi.json")
+def openapi_document() -> Response:
+    """Show the OpenAPI document."""
+    return json(openapi.document(current_app, {"n": INIT_MAX}))
+
+
+@operations.get("/docs")
+def docs() -> Response:
+    """Show the OpenAPI document as a page."""
+    return Response(openapi.page(), mimetype="text/html")
+
+
 @operations.get("/metrics")
 def metrics() -> Response:
     """Show the process's metrics, for Prometheus."""
@@ -219,7 +231,10 @@ def _answer_error(error: Exception) -> Response:
 
 
 def _http_problem(error: HTTPException) -> Response:
-    details = {404: "there is no such path: see /apidoc/swagger", 405: "the path takes another method: see Allow"}
+    details = {
+        404: "there is no such path: see /orders/docs, /stock/docs and /payment/docs",
+        405: "the path takes another method: see Allow",
+    }
     status = error.code or 500
     response = _problem(status, error.name.lower(), details.get(status, error.description or error.name))
     for name, value in error.get_headers():

@@ -114,8 +114,8 @@ _SETTINGS: dict[str, object] = {
     "broker.session.timeout.ms": 3000,
     "broker.heartbeat.interval.ms": 500,
     "controller.quorum.fetch.timeout.ms": 1500,
-    "controller.quorum.election.timeout.ms": 500,
-    "controller.quorum.election.backoff.max.ms": 500,
+    "controller.quorum.election.timeout.ms": 400,
+    "controller.quorum.election.backoff.max.ms": 200,
     "controller.quorum.request.timeout.ms": 1000,
     "replica.lag.time.max.ms": 5000,
     # A broker of one small machine.

@@ -257,9 +257,10 @@ class Partition:
         """Bring entities into memory.  Without the fence a zombie would fold new values into an old position."""
         if not keys:
             return
+        mine = (self._confirmed, self._folded_to)  # as of now: the apply in flight may be confirmed before the answer
         position, values = await self._store.read(self.name, keys)
-        if position not in (self._confirmed, self._folded_to):
-            raise Fenced(self.name, (self._confirmed, self._folded_to), position)
+        if position not in mine:
+            raise Fenced(self.name, mine, position)
         for key, value in zip(keys, values, strict=True):
             self._memory.remember(key, self._codec.entity(value))
 

@@ -98,7 +98,7 @@ def named_or_running(profile: str | None) -> System:
     """Return the system that is named, else the one that is up."""
     name = profile or next(iter(running()), None)
     if name is None or not System(name).supervision.is_up():
-        raise click.ClickException(f"{f'Profile {name}' if name else 'Nothing'} is not up: make up")
+        raise click.ClickException(f"{f'Profile {name} is not' if name else 'Nothing is'} up: make up")
     return System(name)
 
 
@@ -117,7 +117,7 @@ def print_invitation(system: System) -> None:
     click.echo(f"""
   Gateway     {url}
   Its numbers {system.stats_url}   (/metrics, /health/ready)
-  The API     {url}/orders/docs   {url}/stock/docs   {url}/payment/docs
+  The API     {url}/orders/apidoc/swagger   (and /stock/..., /payment/...)
   Logs, data  {system.profile.home}
 
   Try:

@@ -278,18 +278,24 @@ class Ends:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._consumer: AIOKafkaConsumer | None = None
+        self._lock = asyncio.Lock()
 
     async def end(self, partition: str) -> int:
         """Return the offset of the partition's next record to come."""
         place = inbox(partition)
         with _as_log_failed(f"end of {partition}"):
+            consumer = self._consumer or await self._start()
+            ends = await consumer.end_offsets([place])
+        end: int = ends[place]
+        return end
+
+    async def _start(self) -> AIOKafkaConsumer:
+        async with self._lock:
             if self._consumer is None:
                 consumer = _consumer(self._settings)
                 await consumer.start()
                 self._consumer = consumer
-            ends = await self._consumer.end_offsets([place])
-        end: int = ends[place]
-        return end
+            return self._consumer
 
     async def close(self) -> None:
         """Disconnect."""
@@ -355,18 +361,27 @@ class Membership(ConsumerRebalanceListener):
     """
 
     def __init__(self, settings: Settings, service: str, assigned: Callable[[set[str]], None]) -> None:
+        self._settings = settings
         self._service = service
         self._assigned = assigned
-        self._consumer = _consumer(
-            settings,
-            group_id=f"{service}-processors",
-            session_timeout_ms=settings.session_timeout_ms,
-            heartbeat_interval_ms=settings.session_timeout_ms // 5,
-            partition_assignment_strategy=(RoundRobinPartitionAssignor,),
-        )
 
     async def run(self) -> None:
         """Stay a member until cancelled, then leave, so that others take over at once."""
+        while True:
+            try:
+                await self._take_part()
+            except KafkaError as why:
+                logger.warning("not in the group, joining again", service=self._service, why=repr(why))
+                await asyncio.sleep(BACKOFF_MAX_S)
+
+    async def _take_part(self) -> None:
+        self._consumer = _consumer(
+            self._settings,
+            group_id=f"{self._service}-processors",
+            session_timeout_ms=self._settings.session_timeout_ms,
+            heartbeat_interval_ms=self._settings.session_timeout_ms // 5,
+            partition_assignment_strategy=(RoundRobinPartitionAssignor,),
+        )
         self._consumer.subscribe([f"{self._service}-inbox"], listener=self)
         try:
             await self._consumer.start()

@@ -152,7 +152,7 @@ class Partition:
             except (Fenced, LogFailed, StoreFailed) as why:
                 self._note_rewind(type(why).__name__, str(why))
                 await self._world.sleep(RETRY_S)
-            except (Halted, UndecodableRecord) as why:
+            except (Halted, UndecodableRecord, msgspec.DecodeError) as why:
                 telemetry.HALTED.labels(self.name).set(1)
                 logger.error("halted", partition=self.name, why=str(why))  # noqa: TRY400
                 await self._world.sleep(HALT_S)

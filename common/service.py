@@ -54,7 +54,7 @@ def run(machine: Machine) -> None:
     @service.command(help="Create the topics; run again, it changes nothing.")
     def setup() -> None:
         telemetry.configure_logging(settings.log_level, service=machine.service, process="setup")
-        asyncio.run(set_up(settings, machine.service))
+        asyncio.run(_set_up(machine, settings))
 
     service()
 
@@ -74,6 +74,11 @@ async def _process(machine: Machine, settings: config.Settings) -> None:
     await processor.stop()
     membership.cancel()
     await asyncio.gather(membership, return_exceptions=True)
+
+
+async def _set_up(machine: Machine, settings: config.Settings) -> None:
+    await _reach_log(settings)
+    await set_up(settings, machine.service)
 
 
 async def _reach_log(settings: config.Settings) -> None:

@@ -16,7 +16,7 @@ import msgspec
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, RedisClusterException, RedisError
 
 from common.config import Settings
 from common.fold import Folded
@@ -120,7 +120,7 @@ def _connect(settings: Settings, timeout_s: float) -> RedisCluster:
 def _as_store_failed(doing: str) -> Iterator[None]:
     try:
         yield
-    except (RedisError, OSError, TimeoutError) as why:
+    except (RedisError, RedisClusterException, OSError, TimeoutError) as why:
         raise StoreFailed(f"{doing}: {why!r}") from why
 
 

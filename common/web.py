@@ -15,7 +15,7 @@ from uuid import uuid4
 import structlog
 import uvloop
 
-from common.config import Settings
+from common.config import ConfigError, Settings
 from common.decision import Entity, Machine, key
 from common.fold import Codec
 from common.log import Ends, LogFailed, Producer, Publisher, check_topology
@@ -30,6 +30,8 @@ READY_GAP_S = 25.0
 HEALTH_THREADS = 8
 """Threads that are kept free of waiting requests."""
 LOG_CHECK_S = 1.0
+CANNOT_BOOT = 3
+"""Exit status that tells gunicorn not to start another worker: it would end the same way."""
 
 logger = structlog.get_logger()
 E = TypeVar("E", bound=Entity)
@@ -121,7 +123,11 @@ class Web:
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         self._loop.set_exception_handler(crash_on_error)
-        self._loop.run_until_complete(self._serve())
+        try:
+            self._loop.run_until_complete(self._serve())
+        except ConfigError as why:
+            logger.critical("cannot start", why=str(why))
+            os._exit(CANNOT_BOOT)
 
     async def _serve(self) -> None:
         self._ends = Ends(self._settings)

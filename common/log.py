@@ -110,7 +110,7 @@ class Producer:
                     retry_backoff_ms=50,
                     metadata_max_age_ms=30_000,
                 )
-                await producer.start()
+                await _start(producer)
                 self._producer = producer
             return self._producer
 
@@ -219,6 +219,15 @@ def _consumer(settings: Settings, **options: object) -> AIOKafkaConsumer:
     )
 
 
+async def _start(client: AIOKafkaConsumer | AIOKafkaProducer) -> None:
+    """Start it, or leave nothing behind."""
+    try:
+        await client.start()
+    except BaseException:
+        await client.stop()
+        raise
+
+
 class Tail:
     """Follows one partition, with a connection of its own.
 
@@ -293,7 +302,7 @@ class Ends:
         async with self._lock:
             if self._consumer is None:
                 consumer = _consumer(self._settings)
-                await consumer.start()
+                await _start(consumer)
                 self._consumer = consumer
             return self._consumer
 

@@ -1,5 +1,6 @@
 """The report: tables on the terminal, reports/bench.json and reports/bench.png."""
 
+import itertools
 import json
 import statistics
 from dataclasses import asdict, dataclass, field
@@ -160,8 +161,10 @@ def draw(report: Report) -> None:
     mpl.use("Agg")
     figure, ((rate, latency), (cpu, memory)) = plt.subplots(2, 2, figsize=(12, 9), layout="constrained")
     draw_lines(rate, report, {"requests/s": "rate"})
+    rate.set_title("Requests answered, medians over the rounds")
     rate.set_ylim(bottom=0)
     draw_lines(latency, report, {"p50 ms": "p50_ms", "p99 ms": "p99_ms"})
+    latency.set_title("How long one took")
     latency.set_yscale("log")
     draw_stacks(cpu, {system: report.busiest(system).cpu_ms for system in report.systems}, "CPU-ms per request")
     pss = {name: {group: used["pss"] for group, used in groups.items()} for name, groups in report.memory_mb.items()}
@@ -188,7 +191,7 @@ def draw_stacks(axes: Axes, parts: dict[str, dict[str, float]], title: str) -> N
     """Draw a bar for each system, stacked of its groups of processes."""
     groups = sorted({group for values in parts.values() for group in values})
     bottoms = dict.fromkeys(parts, 0.0)
-    for group, color in zip(groups, mpl.colormaps["tab20"].colors * 2, strict=False):
+    for group, color in zip(groups, itertools.cycle(mpl.color_sequences["tab20"]), strict=False):
         heights = [values.get(group, 0.0) for values in parts.values()]
         axes.bar(list(parts), heights, bottom=list(bottoms.values()), label=group, color=color)
         bottoms = {name: bottoms[name] + height for name, height in zip(parts, heights, strict=True)}

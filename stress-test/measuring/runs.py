@@ -74,7 +74,7 @@ def median_run(runs: Iterable[Run]) -> Run:
     same = list(runs)
 
     def median(figure: str) -> float:
-        return statistics.median(getattr(run, figure) for run in same)
+        return float(statistics.median(getattr(run, figure) for run in same))
 
     return Run(
         system=same[0].system,

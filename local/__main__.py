@@ -117,7 +117,7 @@ def print_invitation(system: System) -> None:
     click.echo(f"""
   Gateway     {url}
   Its numbers {system.stats_url}   (/metrics, /health/ready)
-  The API     {url}/orders/apidoc/swagger   (and /stock/..., /payment/...)
+  The API     {url}/orders/docs   (and /stock/..., /payment/...)
   Logs, data  {system.profile.home}
 
   Try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Generator, Iterable
+from itertools import islice
 from typing import Any, TypeVar
 
 import msgspec
@@ -110,10 +111,11 @@ class Memory(dict[str, "Entity | None"]):
         self[key] = entity
 
     def trim(self, size_max: int, unapplied: Iterable[str]) -> None:
-        """Forget the oldest beyond `size_max`, but nothing from the first one on that the store does not have yet."""
-        oldest = list(self)[: max(len(self) - size_max, 0)]
-        kept = set(unapplied) if oldest else set()
-        for key in oldest:
+        """Beyond `size_max`, forget the oldest tenth, but nothing from the first one on that the store has not yet."""
+        if len(self) <= size_max:
+            return
+        kept = set(unapplied)
+        for key in list(islice(self, len(self) - size_max + size_max // 10)):
             if key in kept:
                 return
             del self[key]

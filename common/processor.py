@@ -47,7 +47,7 @@ from common.tasks import spawn
 IDLE_S = 0.25
 """How long a poll waits; an idle partition compares its position with the store's this often."""
 RECORDS_MAX = 500
-MEMORY_ENTITIES_MAX = 100_000
+MEMORY_ENTITIES_MAX = 30_000
 REPLY_AGE_MAX_MS = 60_000
 """No replies are sent for older records: a replay must not flood."""
 RETRY_S = 0.2

@@ -292,7 +292,8 @@ class Fold:
         rules = self._rules
         arrival_id = f"{rules.partition}-{record.offset}-{index}"
         if isinstance(envelope, Letter):
-            return Arrival(arrival_id, rules.partition, self._header.now_ms, rules.topology, envelope.source)
+            source = envelope.on_behalf_of or envelope.source
+            return Arrival(arrival_id, rules.partition, self._header.now_ms, rules.topology, source)
         return Arrival(arrival_id, rules.partition, self._header.now_ms, rules.topology, "", envelope.asker)
 
     def _decide(self, arrival: Arrival, message: Message, record: Record, index: int) -> Step:

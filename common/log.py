@@ -349,6 +349,17 @@ class DeadLetterBox:
         finally:
             await tail.close()
 
+    async def at(self, number: int) -> DeadLetter | None:
+        """Return the dead letter with this number, None where there is none."""
+        tail = Tail(self._settings, self._place)
+        await tail.open()
+        try:
+            first, end = await tail.bounds()
+            record = await tail.read(number) if first <= number < end else None
+            return None if record is None else msgspec.msgpack.decode(record.value, type=DeadLetter)
+        finally:
+            await tail.close()
+
     async def _all(self, tail: Tail) -> list[Record]:
         position, end = await tail.bounds()
         records: list[Record] = []

@@ -91,11 +91,16 @@ class Request(msgspec.Struct, Generic[M], frozen=True, array_like=True, tag="req
 
 
 class Letter(msgspec.Struct, Generic[M], frozen=True, array_like=True, tag="letter"):
-    """A message from partition `source`, its `sequence`-th to the partition that reads it: 1, 2, 3 ..."""
+    """A message from partition `source`, its `sequence`-th to the partition that reads it: 1, 2, 3 ...
+
+    A dead letter that a person re-delivers has the source "dead-letter-<number>", and is `on_behalf_of` the partition
+    that it came from in the first place.
+    """
 
     source: str
     sequence: int
     message: M
+    on_behalf_of: str = ""
 
 
 class Genesis(msgspec.Struct, frozen=True, array_like=True, tag="genesis"):

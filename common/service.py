@@ -11,7 +11,7 @@ import click
 import structlog
 import uvloop
 
-from common import config, telemetry
+from common import config, redelivery, telemetry
 from common.decision import Machine
 from common.log import (
     DeadLetterBox,
@@ -55,6 +55,14 @@ def run(machine: Machine) -> None:
     def setup() -> None:
         telemetry.configure_logging(settings.log_level, service=machine.service, process="setup")
         asyncio.run(_set_up(machine, settings))
+
+    @service.command(help="Deliver a dead letter again, once the code that could not decide it is corrected.")
+    @click.argument("number", type=click.IntRange(min=0))
+    def redeliver(number: int) -> None:
+        try:
+            click.echo(asyncio.run(redelivery.redeliver(machine, settings, number)))
+        except (redelivery.CannotRedeliver, LogFailed) as why:
+            raise click.ClickException(str(why)) from why
 
     service()
 

@@ -20,7 +20,7 @@ from common import telemetry
 from common.decision import Entity
 from common.fold import OTHER_CALL, Codec, Result, result_key
 from common.log import LogFailed
-from common.messages import Asker, Message, Outcome, Request, Told, encode
+from common.messages import Asker, Message, Outcome, Reason, Refused, Request, Told, encode
 from common.store import StoreFailed
 from common.tasks import spawn
 
@@ -31,6 +31,13 @@ OVERDUE_S = 0.3
 CATCH_UP_S = 0.002
 CATCH_UP_MAX_S = 0.05
 RETRY_S = 0.1
+WATCH_S = 1.0
+LAG_MAX = 10_000
+"""Records that a partition may be behind before new commands for it are refused."""
+MEMORY_SHARE_MAX = 0.9
+"""How full a partition's Redis node may be before new commands for it are refused."""
+
+CROWDED = Refused(Reason.BUSY, "the service is behind, or its memory is nearly full: ask again later")
 
 logger = structlog.get_logger()
 
@@ -59,6 +66,10 @@ class Store(Protocol):
 
     async def read(self, partition: str, fields: list[str]) -> tuple[int, list[bytes | None]]:
         """Return position and fields, as of the same moment."""
+        ...
+
+    async def memory_share(self, partition: str) -> float:
+        """Return how much of its memory the partition's node uses, 0 to 1; 0 where there is no limit."""
         ...
 
 
@@ -103,6 +114,7 @@ class RequestReply:
         self._waiting: dict[tuple[str, int], _Waiting] = {}
         self._reads: dict[str, list[tuple[str, Give]]] = {}
         self._reading: dict[str, asyncio.Task[None]] = {}
+        self._crowded: set[str] = set()
         self.replies_alive_s = 0.0
         self.log_alive_s = 0.0
 
@@ -114,6 +126,9 @@ class RequestReply:
         waiting = self._waiting.get(place)
         if waiting is not None:
             waiting.tells.append(tell)
+            return
+        if partition in self._crowded:
+            tell(CROWDED)
             return
         now_s = self._network.now_s()
         waiting = self._waiting[place] = _Waiting(partition, now_s, tell)
@@ -183,6 +198,25 @@ class RequestReply:
             if outcome is not None:
                 telemetry.POLLED.inc()
                 self._tell(request_id, fingerprint, outcome)
+
+    # --- backpressure
+
+    async def watch(self, partition: str) -> None:
+        """Note, for ever, whether the partition can take more: what is taken has to be waited for."""
+        while True:
+            try:
+                is_crowded = await self._is_crowded(partition)
+            except (LogFailed, StoreFailed) as why:
+                logger.debug("cannot watch", partition=partition, why=str(why))
+            else:
+                (self._crowded.add if is_crowded else self._crowded.discard)(partition)
+            await self._network.sleep(WATCH_S)
+
+    async def _is_crowded(self, partition: str) -> bool:
+        end = await self._network.ends.end(partition)
+        self.log_alive_s = self._network.now_s()
+        position, _ = await self._network.store.read(partition, [])
+        return end - position > LAG_MAX or await self._network.store.memory_share(partition) > MEMORY_SHARE_MAX
 
     # --- reads
 

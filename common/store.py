@@ -31,6 +31,9 @@ REPLIES_MAX = 1_000
 APPLY = (Path(__file__).parent / "apply.lua").read_text()
 APPLY_SHA = hashlib.sha1(APPLY.encode(), usedforsecurity=False).hexdigest()
 
+LIBRARY_ERRORS = (RedisError, RedisClusterException, OSError, TimeoutError, AttributeError)
+"""AttributeError: redis-py 8.1 raises it when another task's failure closes a connection that is being made."""
+
 _replies = msgspec.msgpack.Decoder(list[Told])
 
 
@@ -70,6 +73,15 @@ class Store:
             stored = int(await self._run(keys, arguments))
         if stored != folded.end:
             raise Fenced(partition, folded.start, stored)
+
+    async def memory_share(self, partition: str) -> float:
+        """Return how much of its memory the partition's node uses, 0 to 1; 0 where there is no limit."""
+        with _as_store_failed(f"memory of {partition}"):
+            node = self._redis.get_node_from_key(_hash(partition))
+            if node is None:
+                return 0.0
+            memory = await self._redis.execute_command("INFO", "memory", target_nodes=node)
+        return float(memory["used_memory"] / memory["maxmemory"]) if memory["maxmemory"] else 0.0
 
     async def close(self) -> None:
         """Disconnect."""
@@ -120,7 +132,7 @@ def _connect(settings: Settings, timeout_s: float) -> RedisCluster:
 def _as_store_failed(doing: str) -> Iterator[None]:
     try:
         yield
-    except (RedisError, RedisClusterException, OSError, TimeoutError) as why:
+    except LIBRARY_ERRORS as why:
         raise StoreFailed(f"{doing}: {why!r}") from why
 
 

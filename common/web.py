@@ -29,7 +29,7 @@ READY_GAP_S = 25.0
 """How long log and replies may be silent before this process says that it is not ready: longer than a failover."""
 HEALTH_THREADS = 8
 """Threads that are kept free of waiting requests."""
-LOG_CHECK_S = 1.0
+RETRY_S = 0.5
 CANNOT_BOOT = 3
 """Exit status that tells gunicorn not to start another worker: it would end the same way."""
 
@@ -130,31 +130,29 @@ class Web:
             os._exit(CANNOT_BOOT)
 
     async def _serve(self) -> None:
-        self._ends = Ends(self._settings)
         web_id = f"{os.uname().nodename}-{os.getpid()}-{uuid4().hex[:8]}"
         network = Network(
-            Publisher(Producer(self._settings)), self._ends, Store(self._settings), Replies(self._settings, web_id)
+            publisher=Publisher(Producer(self._settings)),
+            ends=Ends(self._settings),
+            store=Store(self._settings),
+            replies=Replies(self._settings, web_id),
         )
         self._requests = RequestReply(web_id, self._codec, network)
         partitions = partitions_of(self._service, self._settings.topology)
-        tasks = [spawn(work) for work in self._work(partitions)]
         self._started.set()
-        await asyncio.gather(*tasks)
+        await self._check_topology()
+        await asyncio.gather(*(spawn(work) for work in self._work(partitions)))
 
     def _work(self, partitions: list[str]) -> list[Coroutine[Any, Any, None]]:
         takers = [self._requests.take_replies(partition) for partition in partitions]
-        return [*takers, self._requests.sweep(), self._check_log(partitions[0])]
+        watchers = [self._requests.watch(partition) for partition in partitions]
+        return [*takers, *watchers, self._requests.sweep()]
 
-    async def _check_log(self, partition: str) -> None:
-        """Ask the log for something every second, so that readiness is known without traffic."""
-        checked = False
+    async def _check_topology(self) -> None:
+        """Compare settings and topics, as soon as the log can be reached."""
         while True:
             try:
-                if not checked:
-                    await check_topology(self._settings)
-                    checked = True
-                await self._ends.end(partition)
-                self._requests.log_alive_s = time.time()
+                return await check_topology(self._settings)
             except LogFailed as why:
                 logger.debug("log not reachable", why=str(why))
-            await asyncio.sleep(LOG_CHECK_S)
+                await asyncio.sleep(RETRY_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -65,7 +66,4 @@ def load(environment: Mapping[str, str] = os.environ) -> Settings:
 
 def _named(why: str) -> str:
     """Say "`$.redis`" and "field `redis`" as an operator knows it: CHECKOUT_REDIS."""
-    for field in sorted(Settings.__struct_fields__, key=len, reverse=True):
-        for spelled in (f"`$.{field}`", f"field `{field}`"):
-            why = why.replace(spelled, PREFIX + field.upper())
-    return why
+    return re.sub(r"field `(\w+)`|`\$\.(\w+)`", lambda found: PREFIX + (found[1] or found[2]).upper(), why)

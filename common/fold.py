@@ -110,15 +110,11 @@ class Memory(dict[str, "Entity | None"]):
         self.pop(key, None)
         self[key] = entity
 
-    def trim(self, size_max: int, unapplied: Iterable[str]) -> None:
-        """Beyond `size_max`, forget the oldest tenth, but nothing from the first one on that the store has not yet."""
-        if len(self) <= size_max:
-            return
-        kept = set(unapplied)
-        for key in list(islice(self, len(self) - size_max + size_max // 10)):
-            if key in kept:
-                return
-            del self[key]
+    def trim(self, size_max: int) -> None:
+        """Beyond `size_max`, forget the oldest, and a tenth more than need be: finding them takes its time."""
+        if len(self) > size_max:
+            for key in list(islice(self, len(self) - size_max + size_max // 10)):
+                del self[key]
 
 
 # --- what goes in and what comes out ---------------------------------------------------------------------------------

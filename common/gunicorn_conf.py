@@ -1,6 +1,12 @@
 """gunicorn's settings for every web process."""
 
+import ctypes
+import signal
+from typing import Any
+
 from common.config import load
+
+PR_SET_PDEATHSIG = 1
 
 _settings = load()
 
@@ -16,3 +22,10 @@ graceful_timeout = 25
 loglevel = "warning"
 accesslog = None
 control_socket_disable = True
+limit_request_line = 0  # the gateway's buffer is the limit, and its answer a problem+json
+limit_request_field_size = 0
+
+
+def post_fork(_server: Any, _worker: Any) -> None:
+    """Let the worker die with its master: an orphan would keep the port for as long as it drains."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

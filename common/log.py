@@ -28,10 +28,14 @@ REQUEST_TIMEOUT_MS = 1_000
 """Bounds every call to a broker: measured, a frozen leader costs 4 s with 1 s, and 9 s or more with 3 s."""
 FETCH_WAIT_MS = 400
 SEND_TIMEOUT_S = 3.0
+STOP_TIMEOUT_S = 3.0
 FAILURES_MAX = 5
 """Sends that fail in a row before the producer is replaced."""
 BACKOFF_S = 0.05
 BACKOFF_MAX_S = 0.5
+
+LINGER_S = 0.004
+"""What came while a send was in flight waits this much longer for company.  An idle lane sends at once."""
 
 TOPIC_CONFIG = {
     "message.timestamp.type": "LogAppendTime",
@@ -96,8 +100,7 @@ class Producer:
         async with self._lock:
             producer, self._producer = self._producer, None
             if producer is not None:
-                with contextlib.suppress(TimeoutError, KafkaError):
-                    await asyncio.wait_for(producer.stop(), SEND_TIMEOUT_S)
+                await _stop(producer)
 
     async def _start(self) -> AIOKafkaProducer:
         async with self._lock:
@@ -175,6 +178,8 @@ class _Lane:
             for future in acknowledged:
                 if not future.done():
                     future.set_result(offset)
+            if self._queue:
+                await asyncio.sleep(LINGER_S)
         self._task = None
 
     def _take(self) -> tuple[list[msgspec.Raw], list[asyncio.Future[int]]]:
@@ -224,8 +229,22 @@ async def _start(client: AIOKafkaConsumer | AIOKafkaProducer) -> None:
     try:
         await client.start()
     except BaseException:
-        await client.stop()
+        await _stop(client)
         raise
+
+
+async def _stop(client: AIOKafkaConsumer | AIOKafkaProducer) -> None:
+    """Stop it, whatever it says.
+
+    In a task of its own: when aiokafka 0.14 stops a consumer whose fetch waits to be retried, it raises the
+    CancelledError of that fetch, and that would look as if we had been cancelled ourselves.
+    """
+    stopping = asyncio.ensure_future(client.stop())
+    await asyncio.wait({stopping}, timeout=STOP_TIMEOUT_S)
+    if not stopping.done():
+        stopping.cancel()
+    elif not stopping.cancelled() and stopping.exception() is not None:
+        logger.warning("a client did not stop cleanly", why=repr(stopping.exception()))
 
 
 class Tail:
@@ -248,8 +267,7 @@ class Tail:
 
     async def close(self) -> None:
         """Disconnect."""
-        with contextlib.suppress(KafkaError, OSError):
-            await self._consumer.stop()
+        await _stop(self._consumer)
 
     async def bounds(self) -> tuple[int, int]:
         """Return the offsets of the first record and of the next one to come."""
@@ -309,7 +327,7 @@ class Ends:
     async def close(self) -> None:
         """Disconnect."""
         if self._consumer is not None:
-            await self._consumer.stop()
+            await _stop(self._consumer)
 
 
 @contextlib.contextmanager
@@ -408,7 +426,7 @@ class Membership(ConsumerRebalanceListener):
             while True:
                 await self._consumer.getmany(timeout_ms=1_000)
         finally:
-            await asyncio.shield(self._consumer.stop())
+            await asyncio.shield(_stop(self._consumer))
 
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         """Nothing: whoever keeps a partition after the rebalance just goes on with it."""

@@ -16,7 +16,7 @@ import msgspec
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
-from redis.exceptions import NoScriptError, RedisClusterException, RedisError
+from redis.exceptions import NoScriptError
 
 from common.config import Settings
 from common.fold import Folded
@@ -30,9 +30,6 @@ REPLIES_MAX = 1_000
 
 APPLY = (Path(__file__).parent / "apply.lua").read_text()
 APPLY_SHA = hashlib.sha1(APPLY.encode(), usedforsecurity=False).hexdigest()
-
-LIBRARY_ERRORS = (RedisError, RedisClusterException, OSError, TimeoutError, AttributeError)
-"""AttributeError: redis-py 8.1 raises it when another task's failure closes a connection that is being made."""
 
 _replies = msgspec.msgpack.Decoder(list[Told])
 
@@ -130,9 +127,14 @@ def _connect(settings: Settings, timeout_s: float) -> RedisCluster:
 
 @contextlib.contextmanager
 def _as_store_failed(doing: str) -> Iterator[None]:
+    """Around one call of the library's, and nothing else.
+
+    Any exception: besides its own, redis-py 8.1 lets AttributeError and uvloop's RuntimeError out when another task's
+    failure closes a connection that this call is about to use.
+    """
     try:
         yield
-    except LIBRARY_ERRORS as why:
+    except Exception as why:
         raise StoreFailed(f"{doing}: {why!r}") from why
 
 

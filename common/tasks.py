@@ -31,6 +31,12 @@ def crash_on_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> 
 
 
 def _report(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and task.exception() is not None:
-        context = {"message": f"{task.get_name()} failed", "exception": task.exception(), "task": task}
+    error: BaseException | None
+    if task.cancelled():
+        # A CancelledError that nobody asked for comes out of a library: the task is gone all the same.
+        error = None if task.cancelling() else RuntimeError("ended by a CancelledError that is not ours")
+    else:
+        error = task.exception()
+    if error is not None:
+        context = {"message": f"{task.get_name()} failed", "exception": error, "task": task}
         task.get_loop().call_exception_handler(context)

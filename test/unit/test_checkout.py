@@ -18,8 +18,8 @@ from common.messages import (
     Done,
     Outcome,
     Reason,
-    Refused,
     RefundUser,
+    Refused,
     ReleaseStock,
     ReserveStock,
     SettleCharge,
@@ -112,7 +112,9 @@ def test_all_lines_of_one_stock_partition_go_in_one_message() -> None:
     parts = split(lines, TWO_EACH)
 
     assert sorted(line for part in parts.values() for line in part) == sorted(lines)
-    assert all(partition_of("stock", item_id, TWO_EACH) == place for place, part in parts.items() for item_id, _ in part)
+    assert all(
+        partition_of("stock", item_id, TWO_EACH) == place for place, part in parts.items() for item_id, _ in part
+    )
 
 
 def test_a_checkout_is_named_after_the_place_of_its_command() -> None:

@@ -34,8 +34,8 @@ from common.fold import (
     result_key,
 )
 from common.messages import (
-    AskPrice,
     Asker,
+    AskPrice,
     ChargeRefused,
     ChargeUser,
     Done,
@@ -483,9 +483,7 @@ def test_messages_are_numbered_not_records() -> None:
     world.run()
 
     assert world.folded[-1].letters == {
-        "order-0": [
-            encode(Letter("stock-0", number, PriceTold(f"a{number}", 5))) for number in (1, 2, 3)
-        ]
+        "order-0": [encode(Letter("stock-0", number, PriceTold(f"a{number}", 5))) for number in (1, 2, 3)]
     }
     assert world.owners["stock-0"].header.sent == {"order-0": 3}
 

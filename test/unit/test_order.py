@@ -28,7 +28,6 @@ from common.messages import (
 from order.domain import (
     CHECKING_OUT,
     LINES_MAX,
-    MACHINE,
     NO_ITEM,
     NO_ORDER,
     PAID,

@@ -16,8 +16,8 @@ from common.messages import (
     Done,
     Letter,
     Reason,
-    Refused,
     RefundUser,
+    Refused,
     SettleCharge,
     UserCharged,
     UserRefunded,
@@ -161,9 +161,7 @@ def test_batch_init_sends_every_partition_its_first_chunk() -> None:
 
     chunk = FillChunk("payment-1-9-0", 0, 10, (100,))
     init = BatchInit(arrival.asker, 10, (100,), ("payment-0", "payment-1"))
-    assert decision == Decision(
-        {"BatchInit:payment-1-9-0": init}, (Send("payment-0", chunk), Send("payment-1", chunk))
-    )
+    assert decision == Decision({"BatchInit:payment-1-9-0": init}, (Send("payment-0", chunk), Send("payment-1", chunk)))
 
 
 def test_a_chunk_makes_the_users_who_live_here_and_no_others() -> None:

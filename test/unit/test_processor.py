@@ -10,7 +10,7 @@ import pytest
 import structlog
 from builders import NOW_MS, ONE_EACH
 from test_fold import faulty
-from world import STOCK, MemoryLog, MemoryStore, Owner, state_of
+from world import STOCK, MemoryLog, MemoryStore, state_of
 from world import World as WholeWorld
 
 from common import processor
@@ -332,48 +332,51 @@ def test_an_apply_that_is_fenced_tells_nobody() -> None:
     run(test, a_bench())
 
 
-def test_the_next_batch_is_folded_while_this_one_is_being_committed_and_applies_stay_in_order() -> None:
-    async def test(bench: Bench) -> None:
-        bench.publisher.holds = True
-        bench.write(1, AskPrice("a1", "apple"))
-        partition = bench.partition()
-        running = asyncio.ensure_future(partition.run())
-        await eventually(lambda: bench.publisher.held != [])
-        bench.ask(CreateItem("pear", 7))
-        await eventually(lambda: any("Item:pear" in what for what in bench.journal))
+async def meanwhile(bench: Bench, *commands: Message) -> None:
+    """Let these commands come while the first batch is published and not acknowledged yet."""
+    bench.publisher.holds = True
+    bench.write(1, AskPrice("a1", "apple"))
+    partition = bench.partition()
+    running = asyncio.ensure_future(partition.run())
+    await eventually(lambda: bench.publisher.held != [])
+    for command in commands:
+        bench.ask(command)
         for _ in range(50):
             await asyncio.sleep(0)
-        assert bench.position == 0
+    assert bench.position == 0
+    bench.publisher.acknowledge()
+    await eventually(bench.is_caught_up)
+    partition.stopping = True
+    await running
 
-        bench.publisher.acknowledge()
-        await eventually(bench.is_caught_up)
 
-        partition.stopping = True
-        await running
-        assert [what for what in bench.journal if what.startswith("apply")] == ["apply 0..4", "apply 4..5"]
+def test_what_comes_while_a_batch_is_being_committed_is_applied_after_it() -> None:
+    """Whether it is folded meanwhile is the processor's business."""
+
+    async def test(bench: Bench) -> None:
+        await meanwhile(bench, CreateItem("pear", 7), AddStock("pear", 1))
+
+        applied = [what.removeprefix("apply ").split("..") for what in bench.journal if what.startswith("apply")]
+        assert [start for start, _ in applied] == ["0", *(end for _, end in applied[:-1])]
+        assert bench.told()[2:] == [Done("pear"), Done("1")]
 
     run(test, a_bench())
 
 
-def test_what_is_folded_ahead_sees_what_is_not_applied_yet() -> None:
+@pytest.mark.parametrize("entities_max", [1, 2, 30_000])
+def test_what_comes_while_a_batch_is_being_committed_sees_what_the_batch_changed(
+    monkeypatch: pytest.MonkeyPatch, entities_max: int
+) -> None:
+    """However little fits memory: what is not applied yet stands nowhere else."""
+
     async def test(bench: Bench) -> None:
-        bench.publisher.holds = True
-        bench.write(1, AskPrice("a1", "apple"))
-        partition = bench.partition()
-        running = asyncio.ensure_future(partition.run())
-        await eventually(lambda: bench.publisher.held != [])
-        bench.ask(SubtractStock("apple", 10))
-        bench.ask(SubtractStock("apple", 1))
-        await eventually(lambda: "poll 4..5" in bench.journal)
+        await meanwhile(bench, SubtractStock("apple", 10), SubtractStock("apple", 1), AddStock("apple", 3))
 
-        bench.publisher.acknowledge()
-        await eventually(bench.is_caught_up)
-
-        partition.stopping = True
-        await running
         assert bench.told()[2] == Done("0")
-        assert bench.entity() == encode(Item(5, 0))
+        assert bench.told()[4] == Done("3")
+        assert bench.entity() == encode(Item(5, 3))
 
+    monkeypatch.setattr(processor, "MEMORY_ENTITIES_MAX", entities_max)
     run(test, a_bench())
 
 

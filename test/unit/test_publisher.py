@@ -72,6 +72,7 @@ def run(test: Callable[[FakeSender, Publisher], Awaitable[None]]) -> None:
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log, "BACKOFF_S", 0.0)
+    monkeypatch.setattr(log, "LINGER_S", 0.0, raising=False)
 
 
 def test_the_offset_of_the_record_is_told_once_it_is_acknowledged() -> None:

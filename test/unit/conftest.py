@@ -1,4 +1,4 @@
-"""`test` is the standard library's package name, so what tests share is imported by its own: `from world import ...`."""
+"""`test` is the standard library's package name, so what tests share is imported by its own name: `import world`."""
 
 from __future__ import annotations
 

@@ -275,9 +275,9 @@ UNDOING = a_checkout(("stock-0",), ("stock-0",), {"payment-0": NO_CREDIT}, undoi
 @pytest.mark.parametrize(
     ("message", "checkout", "names"),
     [
-        (lambda checkout, source: accept(checkout, source), UNDOING, "answer from stock-0 .* undoing"),
+        (accept, UNDOING, "answer from stock-0 .* undoing"),
         (lambda checkout, source: refuse(checkout, SHORTAGE, source), UNDOING, "answer from stock-0 .* undoing"),
-        (lambda checkout, source: acknowledge_undo(checkout, source), a_checkout(), "answer from stock-0 .* open"),
+        (acknowledge_undo, a_checkout(), "answer from stock-0 .* open"),
     ],
 )
 def test_a_message_that_the_state_does_not_wait_for_is_a_bug(
@@ -290,9 +290,9 @@ def test_a_message_that_the_state_does_not_wait_for_is_a_bug(
 @pytest.mark.parametrize(
     ("message", "checkout", "names"),
     [
-        (lambda checkout, source: accept(checkout, source), a_checkout(("stock-0",)), "stock-1 .* open"),
+        (accept, a_checkout(("stock-0",)), "stock-1 .* open"),
         (lambda checkout, source: refuse(checkout, SHORTAGE, source), a_checkout(("stock-0",)), "stock-1 .* open"),
-        (lambda checkout, source: acknowledge_undo(checkout, source), UNDOING, "stock-1 .* undoing"),
+        (acknowledge_undo, UNDOING, "stock-1 .* undoing"),
     ],
 )
 def test_a_second_answer_of_one_partition_is_a_bug(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from builders import ONE_EACH, TWO_EACH, after, an_arrival, an_asker, asked, given, sent_by
 from world import World, entities_of
@@ -370,6 +372,12 @@ def test_a_repeated_letter_is_dropped_and_changes_nothing() -> None:
 @pytest.mark.parametrize("message", [*ANSWERS, *COMMANDS])
 def test_nobody_but_clients_waits_for_order(message: OrderMessage) -> None:
     assert excuse(message) == ()
+
+
+@pytest.mark.parametrize("ask", [decide, lambda _, message, arrival: list(keys(message, arrival))])
+def test_a_message_for_another_service_is_a_bug(ask: Callable[..., object]) -> None:
+    with pytest.raises(AssertionError):
+        ask(given(), AskPrice("a1", "apple"), FROM_STOCK)
 
 
 # --- through the log

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from builders import ONE_EACH, TWO_EACH, after, an_arrival, asked, given, sent_by
 from world import World, entities_of
@@ -11,6 +13,7 @@ from common.decision import Decision, NotLoaded, Reply, Send, State
 from common.fold import Memory
 from common.messages import (
     AMOUNT_MAX,
+    AskPrice,
     ChargeRefused,
     ChargeUser,
     Done,
@@ -209,6 +212,12 @@ def test_every_key_that_a_message_needs_for_sure_is_named_beforehand(message: Pa
         decide(memory, message, arrival)
     except NotLoaded as missing:
         pytest.fail(f"{missing.key} was not named")
+
+
+@pytest.mark.parametrize("ask", [decide, lambda _, message, arrival: list(keys(message, arrival))])
+def test_a_message_for_another_service_is_a_bug(ask: Callable[..., object]) -> None:
+    with pytest.raises(AssertionError):
+        ask(given(), AskPrice("a1", "apple"), FROM_ORDER)
 
 
 def a_world() -> World:

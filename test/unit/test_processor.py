@@ -14,7 +14,7 @@ from world import STOCK, MemoryLog, MemoryStore, state_of
 from world import World as WholeWorld
 
 from common import processor
-from common.decision import Machine
+from common.decision import Arrival, Decision, Ended, Machine, State
 from common.fold import DeadLetter, DeadLetters, Folded, Record, Result, result_key
 from common.log import LogFailed
 from common.messages import (
@@ -594,6 +594,45 @@ def test_a_record_that_does_not_follow_the_last_one_is_never_folded() -> None:
         partition.stopping = True
         await running
         assert bench.position == 3
+
+    run(test, a_bench())
+
+
+# --- what people see
+
+
+def ends_a_saga(state: State, message: Message, arrival: Arrival) -> Decision:
+    decision = STOCK.decide(state, message, arrival)
+    ended = Ended("checkout", "c1", "o1", "paid", 8)
+    is_end = isinstance(message, SubtractStock)
+    return msgspec.structs.replace(decision, messages=(*decision.messages, ended)) if is_end else decision
+
+
+@pytest.mark.parametrize(("age_ms", "lines"), [(0, 1), (61_000, 0)])
+def test_the_end_of_a_saga_is_one_line_and_none_in_a_replay(age_ms: int, lines: int) -> None:
+    async def test(bench: Bench) -> None:
+        bench.now_s += age_ms / 1000
+        bench.ask(SubtractStock("apple", 1))
+
+        with structlog.testing.capture_logs() as logs:
+            await bench.catch_up()
+
+        ends = [entry for entry in logs if entry["event"] == "ended"]
+        assert [(entry["id"], entry["outcome"], entry["took_ms"]) for entry in ends] == [("c1", "paid", 8)] * lines
+
+    run(test, a_bench(msgspec.structs.replace(STOCK, decide=ends_a_saga)))
+
+
+def test_a_missing_letter_is_an_error_that_somebody_sees() -> None:
+    async def test(bench: Bench) -> None:
+        bench.write(2, AskPrice("a2", "apple"))
+
+        with structlog.testing.capture_logs() as logs:
+            await bench.catch_up()
+
+        (alarm,) = [entry for entry in logs if entry["log_level"] == "error"]
+        assert alarm["gaps"] == 1
+        assert bench.publisher.published == []
 
     run(test, a_bench())
 

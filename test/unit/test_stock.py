@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from builders import TWO_EACH, after, an_arrival, asked, given, sent_by
 from world import World, entities_of
@@ -273,6 +275,12 @@ def test_every_key_that_a_message_needs_for_sure_is_named_beforehand(message: St
         decide(memory, message, arrival)
     except NotLoaded as missing:
         pytest.fail(f"{missing.key} was not named")
+
+
+@pytest.mark.parametrize("ask", [decide, lambda _, message, arrival: list(keys(message, arrival))])
+def test_a_message_for_another_service_is_a_bug(ask: Callable[..., object]) -> None:
+    with pytest.raises(AssertionError):
+        ask(given(), PriceTold("a1", 5), FROM_ORDER)
 
 
 def a_world() -> World:

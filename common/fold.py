@@ -41,9 +41,12 @@ RESULTS_MAX = 2_000_000
 PAGES_PRUNED_MAX = 2
 """Pages that one record prunes of each kind: more than it can add."""
 
+STUCK = "stuck"
+"""Among the counts: letters that raised and had no excuse.  Their sagas wait for a person."""
+
 OTHER_CALL = Refused(Reason.OTHER_CALL, "this Idempotency-Key was used for another call: use a new one")
-TOO_LATE = Refused(Reason.TOO_LATE, "the request reached the log too late and was not carried out: ask again")
-TOO_MANY_RESULTS = Refused(Reason.BUSY, "too many requests are remembered: ask again in a minute")
+TOO_LATE = Refused(Reason.NOT_NOW, "the request reached the log too late: ask again")
+TOO_MANY_RESULTS = Refused(Reason.NOT_NOW, "too many requests are remembered: ask again in a minute")
 
 E = TypeVar("E", bound=Entity)
 Step = Generator["Effect", None, None]
@@ -237,6 +240,7 @@ class Fold:
                 yield from self._take(record, index, envelope)
         elif record.offset == 0:
             self._header.log_id = content.log_id
+        if record.offset == 0:
             self._header.topology = dict(self._rules.topology)
         self._file("attempt", self._header.attempts)
         self._file("client", self._header.client_keys)
@@ -247,6 +251,8 @@ class Fold:
         self.folded.messages += 1
         if isinstance(envelope, Letter):
             if self._is_next(envelope):
+                if envelope.on_behalf_of:
+                    self._header.counts[STUCK] -= 1
                 yield from self._decide(self._arrival(record, index, envelope), envelope.message, record, index)
             return
         result = yield from self._get(Result, envelope.asker.request_id)
@@ -308,7 +314,10 @@ class Fold:
             else:
                 self._absorb(arrival, encoded)
                 return
-        self._absorb(arrival, _Encoded(self._excuse(arrival, message, place), arrival, self._memory))
+        excuse = self._excuse(arrival, message, place)
+        if not excuse.messages:
+            self._header.counts[STUCK] = self._header.counts.get(STUCK, 0) + 1
+        self._absorb(arrival, _Encoded(excuse, arrival, self._memory))
 
     def _excuse(self, arrival: Arrival, message: Message, place: tuple[int, int]) -> Decision:
         if arrival.asker is None:

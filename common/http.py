@@ -38,7 +38,7 @@ STATUS = {
     Reason.NO_CREDIT: 402,
     Reason.OTHER_CALL: 422,
     Reason.BUSY: 429,
-    Reason.TOO_LATE: 503,
+    Reason.NOT_NOW: 503,
     Reason.INTERNAL: 500,
 }
 
@@ -222,7 +222,8 @@ def _answer_error(error: Exception) -> Response:
             detail = "the outcome is unknown: ask again with the same Idempotency-Key, or read what the call changes"
             return _problem(503, "no outcome in time", detail)
         case TooBusy():
-            return _problem(429, "too busy", "too many requests are waiting, this one was not tried: ask again later")
+            detail = "too many requests are waiting: ask again later, with the same Idempotency-Key"
+            return _problem(503, "too busy", detail)
         case HTTPException():
             return _http_problem(error)
         case _:

@@ -37,7 +37,7 @@ class Reason(StrEnum):
     NO_CREDIT = "not enough credit"
     OTHER_CALL = "key used for another call"
     BUSY = "busy"
-    TOO_LATE = "too late"
+    NOT_NOW = "not now"
     INTERNAL = "internal error"
 
 

@@ -28,6 +28,7 @@ import structlog
 from common import telemetry
 from common.decision import Ended, Machine
 from common.fold import (
+    STUCK,
     Codec,
     DeadLetter,
     DeadLetters,
@@ -40,7 +41,7 @@ from common.fold import (
     UndecodableRecord,
 )
 from common.log import LogFailed
-from common.messages import Topology, checksum
+from common.messages import Genesis, Topology, checksum
 from common.store import Fenced, StoreFailed
 from common.tasks import spawn
 
@@ -168,6 +169,7 @@ class Partition:
             await self._follow()
         finally:
             self.following = False
+            telemetry.forget_partition(self.name)
             await self._tail.close()
 
     # --- load
@@ -208,7 +210,19 @@ class Partition:
             return None
         if self._header.topology != self._topology:
             return f"{self.name} was made for partition counts {self._header.topology}, not {dict(self._topology)}"
-        return await self._last_record_differs(position)
+        return await self._another_log(first) or await self._last_record_differs(position)
+
+    async def _another_log(self, first: int) -> str | None:
+        if first > 0:
+            return None
+        genesis = await self._tail.read(0)
+        if genesis is None:
+            return f"record 0 of {self.name} cannot be read"
+        content = self._codec.record(genesis.value)
+        log_id = content.log_id if isinstance(content, Genesis) else ""
+        if log_id != self._header.log_id:
+            return f"the log of {self.name} is {log_id!r}, its state was made from {self._header.log_id!r}"
+        return None
 
     async def _last_record_differs(self, position: int) -> str | None:
         last = await self._tail.read(position - 1)
@@ -264,8 +278,10 @@ class Partition:
             self._memory.remember(key, self._codec.entity(value))
 
     async def _bury(self, letter: DeadLetter) -> None:
-        number = await self._world.dead_letters.put(letter)
-        self._rules.dead_letters[letter.offset, letter.index] = number
+        """Put it on record.  Another owner may have been first: a replay takes that number, and so do we."""
+        await self._world.dead_letters.put(letter)
+        self._rules.dead_letters.update(await self._world.dead_letters.of(self.name))
+        number = self._rules.dead_letters[letter.offset, letter.index]
         telemetry.DEAD_LETTERS.labels(self.name).inc()
         logger.error("dead letter", number=number, **msgspec.to_builtins(letter))
 
@@ -274,6 +290,7 @@ class Partition:
         position, _ = await self._store.read(self.name, [])
         if position != self._position:
             raise Fenced(self.name, self._position, position)
+        self._note_position()
 
     # --- commit
 
@@ -290,10 +307,8 @@ class Partition:
     # --- what people see
 
     def _note_commit(self, folded: Folded, *, fresh: bool) -> None:
-        telemetry.POSITION.labels(self.name).set(folded.end)
-        telemetry.LAG.labels(self.name).set(self._tail.behind(folded.end))
+        self._note_position()
         telemetry.BATCH_MESSAGES.labels(self.name).observe(folded.messages)
-        telemetry.OPEN_CHECKOUTS.labels(self.name).set(self._header.counts.get("Checkout", 0))
         telemetry.REPEATS.labels(self.name).inc(folded.repeats)
         if folded.gaps:
             telemetry.GAPS.labels(self.name).inc(folded.gaps)
@@ -302,6 +317,12 @@ class Partition:
             for ended in folded.ended:
                 _note_end(ended)
         logger.debug("batch", partition=self.name, start=folded.start, end=folded.end, messages=folded.messages)
+
+    def _note_position(self) -> None:
+        telemetry.POSITION.labels(self.name).set(self._position)
+        telemetry.LAG.labels(self.name).set(self._tail.behind(self._position))
+        telemetry.OPEN_CHECKOUTS.labels(self.name).set(self._header.counts.get("Checkout", 0))
+        telemetry.STUCK.labels(self.name).set(self._header.counts.get(STUCK, 0))
 
     def _note_rewind(self, cause: str, why: str) -> None:
         telemetry.REWINDS.labels(self.name, cause).inc()
@@ -323,9 +344,12 @@ class Processor:
         self._world = world
         self._owned: dict[str, Partition] = {}
         self._runs: set[asyncio.Task[None]] = set()
+        self._stopping = False
 
     def assign(self, names: set[str]) -> None:
         """Own exactly these partitions.  What is kept goes on undisturbed, what is lost ends after its step."""
+        if self._stopping:
+            names = set()
         for name in self._owned.keys() - names:
             self._owned.pop(name).stopping = True
         for name in names - self._owned.keys():
@@ -339,9 +363,10 @@ class Processor:
     @property
     def is_ready(self) -> bool:
         """Say whether every partition that is ours is being followed."""
-        return all(partition.following for partition in self._owned.values())
+        return not self._stopping and all(partition.following for partition in self._owned.values())
 
     async def stop(self) -> None:
         """End every partition after its step."""
+        self._stopping = True
         self.assign(set())
         await asyncio.gather(*self._runs)

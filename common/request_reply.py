@@ -37,7 +37,8 @@ LAG_MAX = 10_000
 MEMORY_SHARE_MAX = 0.9
 """How full a partition's Redis node may be before new commands for it are refused."""
 
-CROWDED = Refused(Reason.BUSY, "the service is behind, or its memory is nearly full: ask again later")
+CROWDED = Refused(Reason.NOT_NOW, "the service is behind, or its memory is nearly full: ask again later")
+"""503 and not 429: this may be the gateway's replay of a command that stands in the log already, and will act."""
 
 logger = structlog.get_logger()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import threading
@@ -38,16 +39,28 @@ GAPS = Counter("checkout_letter_gaps_total", "Letters dropped because an earlier
 REWINDS = Counter("checkout_rewinds_total", "Times a partition was loaded again, by cause", ["partition", "cause"])
 HALTED = Gauge("checkout_partition_halted", "1 while a partition cannot go on and needs a person", ["partition"])
 DEAD_LETTERS = Counter("checkout_dead_letters_total", "Messages that could not be decided: alarm", ["partition"])
+STUCK = Gauge("checkout_stuck_messages", "Dead letters that keep a saga open until a person acts: alarm", ["partition"])
 CHECKOUTS = Counter("checkout_checkouts_total", "Checkouts ended, by outcome", ["outcome"])
 CHECKOUT_SECONDS = Histogram(
     "checkout_checkout_seconds", "From a checkout's command to its end, by the log's clock", buckets=SECONDS
 )
 
 
+def forget_partition(partition: str) -> None:
+    """Show nothing of a partition that is not followed here any more."""
+    for gauge in (POSITION, LAG, OPEN_CHECKOUTS, STUCK):
+        with contextlib.suppress(KeyError):
+            gauge.remove(partition)
+
+
 def configure_logging(level: str, **context: str) -> None:
     """Write one JSON object a line to stdout, each with `context`; libraries' warnings take the same way."""
+
+    def add_context(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        return {**context, **event}
+
     processors: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
+        add_context,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
@@ -68,7 +81,6 @@ def configure_logging(level: str, **context: str) -> None:
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(formatter)
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
-    structlog.contextvars.bind_contextvars(**context)
 
 
 def _json(value: object, **_options: object) -> str:

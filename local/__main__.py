@@ -121,9 +121,9 @@ def print_invitation(system: System) -> None:
   Logs, data  {system.profile.home}
 
   Try:
-    curl -X POST {url}/payment/create_user
-    curl -X POST {url}/stock/item/create/5
-    curl -X POST {url}/orders/create/the-user-id
+    curl -X POST {url}/stock/batch_init/100/50/5 -X POST {url}/payment/batch_init/100/1000
+    curl -X POST {url}/orders/batch_init/10/100/100/5
+    curl -X POST {url}/orders/checkout/0
 """)
 
 

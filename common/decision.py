@@ -13,7 +13,7 @@ import msgspec
 from common.messages import Asker, Done, Message, Outcome, Refused, Topology
 
 
-class Entity(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class Entity(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unknown_fields=True):
     """Base of what a partition's state is made of; lives under the key "<class name>:<id>"."""
 
 

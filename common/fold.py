@@ -73,7 +73,7 @@ class Page(Entity, frozen=True):
     request_ids: tuple[str, ...]
 
 
-class Shelf(msgspec.Struct, array_like=True):
+class Shelf(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     """The pages first..last of one retention time; `oldest_ms` is no later than the decision of the first."""
 
     first: int = 1
@@ -81,7 +81,7 @@ class Shelf(msgspec.Struct, array_like=True):
     oldest_ms: int = 0
 
 
-class Header(msgspec.Struct, array_like=True):
+class Header(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     """The rest of a partition's state, stored beside its position.
 
     `crc` and `timestamp_ms` are those of the last record folded; `now_ms` is the latest timestamp of all.
@@ -252,7 +252,7 @@ class Fold:
         if isinstance(envelope, Letter):
             if self._is_next(envelope):
                 if envelope.on_behalf_of:
-                    self._header.counts[STUCK] -= 1
+                    self._header.counts[STUCK] = max(self._header.counts.get(STUCK, 0) - 1, 0)
                 yield from self._decide(self._arrival(record, index, envelope), envelope.message, record, index)
             return
         result = yield from self._get(Result, envelope.asker.request_id)
@@ -439,6 +439,8 @@ class _Encoded:
             self._address(message, arrival)
         self.answered = any(asker is arrival.asker for asker, _ in self.outcomes)
         for key in self.state:
+            if key.endswith(f":{arrival.id}"):
+                memory.setdefault(key, None)  # what is named after this message cannot exist yet
             memory[key]
 
     def _address(self, message: Message | Send | Reply | Ended, arrival: Arrival) -> None:

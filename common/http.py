@@ -22,6 +22,7 @@ from common import config, openapi, telemetry
 from common.config import Settings
 from common.decision import Entity, Machine
 from common.messages import Done, Message, Outcome, Reason, Refused
+from common.tasks import spare_garbage_collection
 from common.web import OutcomeUnknown, TooBusy, Web
 
 ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -141,7 +142,9 @@ def start_app(machine: Machine, routes: Blueprint) -> Flask:
     telemetry.configure_logging(settings.log_level, service=machine.service, process="web")
     web = Web(settings, machine)
     web.start()
-    return make_app(routes, web, settings)
+    app = make_app(routes, web, settings)
+    spare_garbage_collection()
+    return app
 
 
 def make_app(routes: Blueprint, web: Web, settings: Settings) -> Flask:

@@ -353,13 +353,13 @@ class DeadLetterBox:
         """Return the number of the dead letter, once it is acknowledged."""
         return await self._sender.send(self._place, encode(letter))
 
-    async def of(self, partition: str) -> DeadLetters:
-        """Return all dead letters of a partition.  Of two for one message the first counts."""
+    async def of(self, partition: str, since: int = 0) -> DeadLetters:
+        """Return a partition's dead letters from number `since` on.  Of two for one message the first counts."""
         tail = Tail(self._settings, self._place)
         await tail.open()
         try:
             letters: DeadLetters = {}
-            for record in await self._all(tail):
+            for record in await self._all(tail, since):
                 letter = msgspec.msgpack.decode(record.value, type=DeadLetter)
                 if letter.partition == partition:
                     letters.setdefault((letter.offset, letter.index), record.offset)
@@ -378,8 +378,9 @@ class DeadLetterBox:
         finally:
             await tail.close()
 
-    async def _all(self, tail: Tail) -> list[Record]:
-        position, end = await tail.bounds()
+    async def _all(self, tail: Tail, since: int) -> list[Record]:
+        first, end = await tail.bounds()
+        position = max(first, since)
         records: list[Record] = []
         tail.seek(position)
         while position < end:

@@ -22,8 +22,11 @@ RECORD_BYTES_MAX = 900_000
 M = TypeVar("M")
 
 
-class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Base of everything that a state machine takes or emits; its tag in the log is its class name."""
+class Message(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unknown_fields=True):
+    """Base of everything that a state machine takes or emits; its tag in the log is its class name.
+
+    A field that this version does not know makes a record undecodable: an old binary must wait, not guess.
+    """
 
 
 # --- who asks, and what they are told -------------------------------------------------------------------------------
@@ -57,7 +60,7 @@ class Refused(Message, frozen=True):
 Outcome = Done | Refused
 
 
-class Asker(msgspec.Struct, frozen=True, array_like=True):
+class Asker(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Who waits for an outcome.
 
     `request_id` is scoped by the entity: "<entity id>/<Idempotency-Key or attempt id>".
@@ -71,7 +74,7 @@ class Asker(msgspec.Struct, frozen=True, array_like=True):
     is_client_key: bool = False
 
 
-class Told(msgspec.Struct, frozen=True, array_like=True):
+class Told(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """A reply on its way to a web process.  It only wakes: the result itself is part of the state."""
 
     request_id: str
@@ -82,7 +85,7 @@ class Told(msgspec.Struct, frozen=True, array_like=True):
 # --- records --------------------------------------------------------------------------------------------------------
 
 
-class Request(msgspec.Struct, Generic[M], frozen=True, array_like=True, tag="request"):
+class Request(msgspec.Struct, Generic[M], frozen=True, array_like=True, tag="request", forbid_unknown_fields=True):
     """A command of a client.  `made_ms` is the web process's wall clock, milliseconds since 1970."""
 
     asker: Asker
@@ -90,11 +93,11 @@ class Request(msgspec.Struct, Generic[M], frozen=True, array_like=True, tag="req
     message: M
 
 
-class Letter(msgspec.Struct, Generic[M], frozen=True, array_like=True, tag="letter"):
+class Letter(msgspec.Struct, Generic[M], frozen=True, array_like=True, tag="letter", forbid_unknown_fields=True):
     """A message from partition `source`, its `sequence`-th to the partition that reads it: 1, 2, 3 ...
 
-    A dead letter that a person re-delivers has the source "dead-letter-<number>", and is `on_behalf_of` the partition
-    that it came from in the first place.
+    A dead letter that a person re-delivers has a source of its own, "dead-letter-<its place>", and is `on_behalf_of`
+    the partition that it came from in the first place.
     """
 
     source: str
@@ -103,13 +106,13 @@ class Letter(msgspec.Struct, Generic[M], frozen=True, array_like=True, tag="lett
     on_behalf_of: str = ""
 
 
-class Genesis(msgspec.Struct, frozen=True, array_like=True, tag="genesis"):
+class Genesis(msgspec.Struct, frozen=True, array_like=True, tag="genesis", forbid_unknown_fields=True):
     """Record 0 of every partition.  A log with another `log_id` is another log."""
 
     log_id: str
 
 
-class Batch(msgspec.Struct, Generic[M], frozen=True, array_like=True, tag="batch"):
+class Batch(msgspec.Struct, Generic[M], frozen=True, array_like=True, tag="batch", forbid_unknown_fields=True):
     """Every other record."""
 
     messages: list[Request[M] | Letter[M]]
@@ -164,6 +167,13 @@ class PriceTold(Message, frozen=True):
 
     addition_id: str
     price: int | None
+
+
+class PriceRefused(Message, frozen=True):
+    """Stock could not answer `AskPrice`."""
+
+    addition_id: str
+    refusal: Refused
 
 
 class ReserveStock(Message, frozen=True):

@@ -114,8 +114,8 @@ class DeadLetterBox(Protocol):
         """Return the dead letter's number, once it is acknowledged."""
         ...
 
-    async def of(self, partition: str) -> DeadLetters:
-        """Return all dead letters of a partition."""
+    async def of(self, partition: str, since: int = 0) -> DeadLetters:
+        """Return a partition's dead letters from number `since` on."""
         ...
 
 
@@ -254,8 +254,9 @@ class Partition:
 
     async def _fold(self, records: list[Record]) -> Folded:
         """Fold what could be polled, reading what is not in memory."""
-        if records[0].offset != self._position:
-            raise LogFailed(f"{self.name}: expected record {self._position}, got {records[0].offset}")
+        offsets = [record.offset for record in records]
+        if offsets != list(range(self._position, self._position + len(records))):
+            raise LogFailed(f"{self.name}: expected records from {self._position} on, got {offsets}")
         fold = Fold(self._rules, self._memory, self._header, records)
         for effect in fold.run():
             match effect:
@@ -280,7 +281,8 @@ class Partition:
     async def _bury(self, letter: DeadLetter) -> None:
         """Put it on record.  Another owner may have been first: a replay takes that number, and so do we."""
         await self._world.dead_letters.put(letter)
-        self._rules.dead_letters.update(await self._world.dead_letters.of(self.name))
+        known = max(self._rules.dead_letters.values(), default=-1)
+        self._rules.dead_letters.update(await self._world.dead_letters.of(self.name, known + 1))
         number = self._rules.dead_letters[letter.offset, letter.index]
         telemetry.DEAD_LETTERS.labels(self.name).inc()
         logger.error("dead letter", number=number, **msgspec.to_builtins(letter))

@@ -26,20 +26,21 @@ async def redeliver(machine: Machine, settings: Settings, number: int) -> str:
         dead = await DeadLetterBox(settings, machine.service, producer).at(number)
         if dead is None:
             raise CannotRedeliver(f"there is no dead letter {number}")
-        letter = again(machine, await _envelope(machine, settings, dead), number)
+        letter = again(machine, await _envelope(machine, settings, dead), dead)
         offset = await Publisher(producer).publish(dead.partition, [encode(letter)])
     finally:
         await producer.close()
     return f"dead letter {number} is record {offset} of {dead.partition}"
 
 
-def again(machine: Machine, envelope: Any, number: int) -> Letter[Any]:
-    """Return the message as it is delivered once more."""
+def again(machine: Machine, envelope: Any, dead: DeadLetter) -> Letter[Any]:
+    """Return the message as it is delivered once more: under its place, so a second time it is a repeat."""
     if not isinstance(envelope, Letter):
         raise CannotRedeliver("a client's request: it was answered with 500, the client has to ask with a new key")
     if machine.excuse(envelope.message):
         raise CannotRedeliver("it was answered with a refusal, and its checkout has undone itself")
-    return Letter(f"dead-letter-{number}", 1, envelope.message, envelope.on_behalf_of or envelope.source)
+    source = f"dead-letter-{dead.partition}-{dead.offset}-{dead.index}"
+    return Letter(source, 1, envelope.message, envelope.on_behalf_of or envelope.source)
 
 
 async def _envelope(machine: Machine, settings: Settings, dead: DeadLetter) -> Any:

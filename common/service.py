@@ -26,7 +26,7 @@ from common.log import (
 )
 from common.processor import Processor, World
 from common.store import Store
-from common.tasks import crash_on_error, spawn
+from common.tasks import crash_on_error, spare_garbage_collection, spawn
 
 START_RETRY_S = 0.5
 
@@ -77,6 +77,7 @@ async def _process(machine: Machine, settings: config.Settings) -> None:
     processor = Processor(machine, settings.topology, _world(machine, settings))
     telemetry.serve(settings.bind, lambda: processor.is_ready)
     membership = spawn(Membership(settings, machine.service, processor.assign).run())
+    spare_garbage_collection()
     await told_to_stop.wait()
     logger.info("stopping")
     await processor.stop()

@@ -45,7 +45,7 @@ Lines = tuple[tuple[str, int], ...]
 """Item id and quantity, each item once."""
 
 SUPERSEDED = Refused(Reason.CONFLICT, "batch_init replaced the order while it was being checked out")
-TOO_MANY = Refused(Reason.BUSY, f"{ASKERS_MAX} requests wait for this checkout already: ask again later")
+TOO_MANY = Refused(Reason.BUSY, f"{ASKERS_MAX} requests wait for this checkout already: ask again, with a new key")
 
 
 class Checkout(Entity, frozen=True):

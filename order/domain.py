@@ -22,6 +22,7 @@ from common.messages import (
     ChargeRefused,
     Done,
     Message,
+    PriceRefused,
     PriceTold,
     Reason,
     Refused,
@@ -100,7 +101,7 @@ class InitOrders(Message, frozen=True):
 Command = CreateOrder | AddItem | CheckOut | InitOrders
 StockAnswer = StockReserved | StockRefused | StockReleased
 PaymentAnswer = UserCharged | ChargeRefused | UserRefunded
-OrderMessage = Command | PriceTold | StockAnswer | PaymentAnswer | FillChunk | ChunkFilled
+OrderMessage = Command | PriceTold | PriceRefused | StockAnswer | PaymentAnswer | FillChunk | ChunkFilled
 OrderEntity = Order | Addition | Checkout | BatchInit
 
 NO_ORDER = Refused(Reason.NOT_FOUND, "there is no such order: create one with POST /orders/create/{user_id}")
@@ -116,7 +117,7 @@ def keys(message: OrderMessage, arrival: Arrival) -> Iterable[str]:
     match message:
         case CreateOrder() | AddItem() | CheckOut():
             return [key(Order, message.order_id)]
-        case PriceTold():
+        case PriceTold() | PriceRefused():
             return [key(Addition, message.addition_id)]
         case StockReserved() | StockRefused() | StockReleased() | UserCharged() | ChargeRefused() | UserRefunded():
             return [key(Checkout, message.checkout_id)]
@@ -139,6 +140,8 @@ def decide(state: State, message: OrderMessage, arrival: Arrival) -> Decision:
             return add_item(find(state, Order, message.order_id), message, arrival)
         case PriceTold():
             return add_line(state, message)
+        case PriceRefused():
+            return give_up_adding(state, message)
         case CheckOut():
             return check_out(state, message, arrival)
         case StockReserved() | UserCharged():
@@ -183,8 +186,7 @@ def add_item(order: Order | None, command: AddItem, arrival: Arrival) -> Decisio
 
 def add_line(state: State, message: PriceTold) -> Decision:
     """Add the line at the price told, unless the order has been closed meanwhile or would grow too large."""
-    addition = find(state, Addition, message.addition_id)
-    assert addition is not None, f"a price for {message.addition_id}, which nobody waits for"
+    addition = _addition(state, message.addition_id)
     gone = {key(Addition, message.addition_id): None}
     order = find(state, Order, addition.order_id)
     refusal = NO_ITEM if message.price is None else _closed(order)
@@ -196,6 +198,12 @@ def add_line(state: State, message: PriceTold) -> Decision:
     if isinstance(longer, Refused):
         return Decision(gone, (Reply(addition.asker, longer),))
     return Decision({**gone, key(Order, addition.order_id): longer}, (Reply(addition.asker, Done()),))
+
+
+def give_up_adding(state: State, message: PriceRefused) -> Decision:
+    """Pass on why there is no price."""
+    addition = _addition(state, message.addition_id)
+    return Decision({key(Addition, message.addition_id): None}, (Reply(addition.asker, message.refusal),))
 
 
 def check_out(state: State, command: CheckOut, arrival: Arrival) -> Decision:
@@ -270,6 +278,12 @@ def _checkout(state: State, checkout_id: str) -> Checkout:
     checkout = find(state, Checkout, checkout_id)
     assert checkout is not None, f"an answer to checkout {checkout_id}, which is not open"
     return checkout
+
+
+def _addition(state: State, addition_id: str) -> Addition:
+    addition = find(state, Addition, addition_id)
+    assert addition is not None, f"a price for {addition_id}, which nobody waits for"
+    return addition
 
 
 def _closed(order: Order | None) -> Refused | None:

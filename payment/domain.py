@@ -67,6 +67,7 @@ PaymentEntity = Account | BatchInit
 
 NO_USER = Refused(Reason.NOT_FOUND, "there is no such user: create one with POST /payment/create_user")
 NO_CREDIT = Refused(Reason.NO_CREDIT, "not enough credit: add some with POST /payment/add_funds/{user_id}/{amount}")
+FAILED = Refused(Reason.INTERNAL, "a bug of ours in payment: it is on record there as a dead letter")
 TOO_MUCH = Refused(Reason.CONFLICT, f"a user's credit, holds included, may not pass {AMOUNT_MAX}")
 
 
@@ -113,7 +114,7 @@ def decide(state: State, message: PaymentMessage, arrival: Arrival) -> Decision:
 def excuse(message: PaymentMessage) -> tuple[Message, ...]:
     """Return the answer to a message that could not be decided because of a bug of ours."""
     if isinstance(message, ChargeUser):
-        return (ChargeRefused(message.checkout_id, Refused(Reason.INTERNAL, "payment failed to decide")),)
+        return (ChargeRefused(message.checkout_id, FAILED),)
     return ()
 
 

@@ -15,6 +15,7 @@ from common.messages import (
     AMOUNT_MAX,
     AskPrice,
     Message,
+    PriceRefused,
     PriceTold,
     Reason,
     Refused,
@@ -72,6 +73,7 @@ StockEntity = Item | BatchInit
 
 NO_ITEM = Refused(Reason.NOT_FOUND, "there is no such item: create it with POST /stock/item/create/{price}")
 SHORTAGE = Refused(Reason.CONFLICT, "out of stock")
+FAILED = Refused(Reason.INTERNAL, "a bug of ours in stock: it is on record there as a dead letter")
 TOO_MUCH = Refused(Reason.CONFLICT, f"an item's stock, holds included, may not pass {AMOUNT_MAX}")
 
 
@@ -121,9 +123,13 @@ def decide(state: State, message: StockMessage, arrival: Arrival) -> Decision:
 
 def excuse(message: StockMessage) -> tuple[Message, ...]:
     """Return the answer to a message that could not be decided because of a bug of ours."""
-    if isinstance(message, ReserveStock):
-        return (StockRefused(message.checkout_id, Refused(Reason.INTERNAL, "stock failed to decide")),)
-    return ()
+    match message:
+        case ReserveStock():
+            return (StockRefused(message.checkout_id, FAILED),)
+        case AskPrice():
+            return (PriceRefused(message.addition_id, FAILED),)
+        case _:
+            return ()
 
 
 def create(item: Item | None, command: CreateItem) -> Decision:

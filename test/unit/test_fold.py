@@ -18,6 +18,7 @@ from common.fold import (
     COMMAND_AGE_MAX_MS,
     OTHER_CALL,
     RESULTS_MAX,
+    STUCK,
     TOO_LATE,
     TOO_MANY_RESULTS,
     Codec,
@@ -222,7 +223,7 @@ def test_an_older_command_is_refused_and_not_remembered() -> None:
     world.run()
 
     assert world.told(asker) == [TOO_LATE, Done("9")]
-    assert TOO_LATE.reason == Reason.TOO_LATE
+    assert TOO_LATE.reason == Reason.NOT_NOW
 
 
 def test_an_old_command_is_measured_by_the_clock_of_the_log_which_never_goes_back() -> None:
@@ -349,6 +350,19 @@ def test_younger_pages_are_kept_when_older_ones_are_pruned() -> None:
 
     assert pages(world) == {"Page:attempt-2": ("young",), "Page:attempt-3": ("now",)}
     assert keys_of(world, "Result:") == ["Result:now", "Result:young"]
+
+
+def test_a_page_that_is_a_millisecond_younger_is_kept_a_millisecond_longer() -> None:
+    world = a_quiet_world()
+    add(world, "a")
+    world.log.now_ms += 1
+    add(world, "b")
+    world.log.now_ms += ATTEMPT_RETENTION_MS
+
+    world.log.append("stock-0", [])
+    world.run()
+
+    assert keys_of(world, "Result:") == ["Result:b"]
 
 
 def test_many_old_pages_are_pruned_a_few_a_record_until_none_is_left() -> None:
@@ -637,6 +651,15 @@ def test_genesis_names_the_log_and_the_topology_it_was_begun_with() -> None:
     assert header.topology == TWO_EACH
 
 
+def test_a_log_without_genesis_has_a_topology_all_the_same() -> None:
+    world = World(ONE_EACH, [STOCK])
+    world.log.records["stock-0"].clear()
+    world.carry_out("stock", "apple", CreateItem("apple", 5))
+    header = world.owners["stock-0"].header
+
+    assert (header.log_id, header.topology) == ("", ONE_EACH)
+
+
 def test_a_second_genesis_record_changes_nothing() -> None:
     world = World(ONE_EACH)
     world.run()
@@ -864,6 +887,7 @@ def test_a_dead_letter_that_is_delivered_again_is_decided_as_if_it_came_from_its
 
 def test_a_dead_letter_that_is_delivered_again_twice_is_dropped_as_a_repeat() -> None:
     world = a_world()
+    world.owners["stock-0"].header.counts[STUCK] = 1
     world.log.append("stock-0", [letter(1, ReserveStock("c1", APPLES))])
     once_more = again(STOCK, letter(2, ReleaseStock("c1", APPLES)), 0)
     world.log.append("stock-0", [once_more])
@@ -873,6 +897,47 @@ def test_a_dead_letter_that_is_delivered_again_twice_is_dropped_as_a_repeat() ->
 
     assert world.entity(Item, "stock", "apple") == Item(5, 10)
     assert world.folded[-1].repeats == 1
+
+
+def test_a_message_that_is_on_record_twice_is_delivered_again_only_once() -> None:
+    """Two owners at once may both bury it.  Undone twice, what another checkout holds would be sold again."""
+    world = a_world()
+    undo = letter(3, ReleaseStock("c1", APPLES))
+    world.log.append("stock-0", [letter(1, ReserveStock("c1", APPLES)), letter(2, ReserveStock("c2", APPLES))])
+    world.run()
+    world.owners["stock-0"].header.counts[STUCK] = 2
+
+    for number in (0, 1):
+        world.log.append("stock-0", [again(STOCK, undo, number)])
+    world.run()
+
+    assert world.entity(Item, "stock", "apple") == Item(5, 9, 1)
+
+
+def test_what_waits_for_a_person_is_counted() -> None:
+    is_corrected = False
+    world = a_world(faulty(STOCK, ReleaseStock, ReserveStock, unless=lambda: is_corrected))
+    undo = letter(2, ReleaseStock("c1", ()))
+    world.log.append("stock-0", [letter(1, ReserveStock("c1", APPLES)), undo])
+    world.run()
+    stuck = world.owners["stock-0"].header.counts[STUCK]
+    is_corrected = True
+
+    world.log.append("stock-0", [again(STOCK, undo, 1)])
+    world.run()
+
+    assert (stuck, world.owners["stock-0"].header.counts[STUCK]) == (1, 0)
+
+
+def test_a_re_delivery_to_a_partition_that_counts_nothing_stuck_is_decided_all_the_same() -> None:
+    """A state that an older version made has no such count: the partition must not stop for good over it."""
+    world = a_world()
+    world.log.append("stock-0", [letter(1, ReserveStock("c1", APPLES))])
+    world.log.append("stock-0", [again(STOCK, letter(2, ReleaseStock("c1", APPLES)), 0)])
+
+    world.run()
+
+    assert world.entity(Item, "stock", "apple") == Item(5, 10)
 
 
 def test_a_dead_letter_that_dies_again_can_be_delivered_again() -> None:

@@ -254,7 +254,7 @@ def test_a_command_goes_to_the_entity_it_changes(name: str, path: str, entity_id
         (Reason.NO_CREDIT, 402),
         (Reason.OTHER_CALL, 422),
         (Reason.BUSY, 429),
-        (Reason.TOO_LATE, 503),
+        (Reason.NOT_NOW, 503),
         (Reason.INTERNAL, 500),
     ],
 )
@@ -270,7 +270,7 @@ def test_no_reason_is_without_a_status() -> None:
     assert set(STATUS) == set(Reason)
 
 
-@pytest.mark.parametrize("outcome", [Refused(Reason.BUSY, "busy"), Refused(Reason.TOO_LATE, "late"), TooBusy()])
+@pytest.mark.parametrize("outcome", [Refused(Reason.BUSY, "busy"), Refused(Reason.NOT_NOW, "late"), TooBusy()])
 def test_who_should_ask_again_is_told_when(order: Service, outcome: Outcome | Exception) -> None:
     order.web.outcome = outcome
 
@@ -297,10 +297,12 @@ def test_no_outcome_in_time_is_503_and_says_how_to_ask_again(
 
 
 @pytest.mark.parametrize("call", [lambda it: it.post("/checkout/o1"), lambda it: it.get("/find/o1")])
-def test_too_many_waiting_requests_is_429(order: Service, call: Callable[[Service], TestResponse]) -> None:
+def test_too_many_waiting_requests_is_503_because_a_replayed_one_may_have_acted(
+    order: Service, call: Callable[[Service], TestResponse]
+) -> None:
     order.web.outcome = TooBusy()
 
-    assert_problem(call(order), 429)
+    assert_problem(call(order), 503)
 
 
 def test_a_bug_is_500_without_its_stack_trace(order: Service) -> None:

@@ -209,7 +209,7 @@ def test_the_reasons_never_change() -> None:
         "not enough credit",
         "key used for another call",
         "busy",
-        "too late",
+        "not now",
         "internal error",
     ]
 

@@ -26,6 +26,8 @@ from common.messages import (
     Message,
     PriceTold,
     Request,
+    ReserveStock,
+    StockReserved,
     Topology,
     encode,
     partitions_of,
@@ -44,6 +46,7 @@ class FakeTail:
         self._bench = bench
         self._partition = partition
         self._position = 0
+        self._thaw = bench.thaw
         self.is_open = False
 
     async def open(self) -> None:
@@ -61,11 +64,13 @@ class FakeTail:
 
     async def read(self, offset: int) -> Record | None:
         records = [record for record in self._bench.log.records[self._partition] if record.offset == offset]
-        return records[0] if records and self._bench.records_can_be_read else None
+        return records[0] if records and offset not in self._bench.unreadable else None
 
     async def poll(self, wait_s: float, records_max: int) -> list[Record]:
         del wait_s  # nothing here takes time
         await asyncio.sleep(0)
+        if self._thaw is not None:
+            await self._thaw.wait()
         self._bench.raise_next("poll")
         records = self._bench.log.after(self._partition, self._position, min(records_max, self._bench.records_max))
         if records:
@@ -159,7 +164,8 @@ class Bench:
         self.journal: list[str] = []
         self.failures: dict[str, list[Exception]] = {}
         self.records_max = 500
-        self.records_can_be_read = True
+        self.unreadable: set[int] = set()
+        self.thaw: asyncio.Event | None = None  # tails that are made while it is set are frozen until then
         self.open_tails = 0
         self.slept_s: list[float] = []
         self.store = FakeStore(self)
@@ -560,6 +566,33 @@ def test_a_zombie_that_wakes_up_folds_nothing_into_the_state_of_the_new_owner() 
     run(test, a_bench())
 
 
+def test_a_zombie_sends_no_letter_that_the_owner_would_not_send() -> None:
+    """It reads what the owner has applied: without the fence on reads it would take the first reservation twice."""
+
+    async def test(bench: Bench) -> None:
+        await bench.catch_up()
+        bench.thaw = asyncio.Event()
+        zombie = bench.partition()
+        sleeping = asyncio.ensure_future(zombie.run())
+        await eventually(lambda: zombie.following)
+        thaw, bench.thaw = bench.thaw, None
+        bench.write(1, ReserveStock("c1", (("apple", 4),)))
+        await bench.catch_up()
+        bench.write(2, ReserveStock("c2", (("apple", 6),)))
+
+        thaw.set()
+        await eventually(bench.is_caught_up)
+
+        zombie.stopping = True
+        await sleeping
+        sent = [letter for _, letters in bench.publisher.published for letter in letters]
+        answers = [StockReserved("c1"), StockReserved("c2")]
+        assert sorted(set(sent)) == [encode(Letter(PARTITION, n, answer)) for n, answer in enumerate(answers, start=1)]
+        assert bench.entity() == encode(Item(5, 0, 10))
+
+    run(test, a_bench())
+
+
 def test_two_owners_at_once_are_harmless() -> None:
     async def test(bench: Bench) -> None:
         bench.records_max = 2
@@ -787,9 +820,9 @@ def test_the_same_record_at_another_time_halts() -> None:
 def test_a_last_record_that_cannot_be_read_halts() -> None:
     async def test(bench: Bench) -> None:
         await bench.catch_up()
-        bench.records_can_be_read = False
+        bench.unreadable = {2}
 
-        await assert_halts(bench, "cannot be read")
+        await assert_halts(bench, "record 2 of stock-0 cannot be read")
 
     run(test, a_bench())
 
@@ -804,6 +837,43 @@ def test_a_log_with_another_log_id_halts_even_when_its_last_record_looks_the_sam
         await assert_halts(bench, "log")
 
     run(test, a_bench())
+
+
+def test_a_log_whose_first_record_cannot_be_read_halts() -> None:
+    async def test(bench: Bench) -> None:
+        await bench.catch_up()
+        bench.unreadable = {0}
+
+        await assert_halts(bench, "record 0 of stock-0 cannot be read")
+
+    run(test, a_bench())
+
+
+def test_a_log_whose_beginning_was_trimmed_is_followed() -> None:
+    async def test(bench: Bench) -> None:
+        await bench.catch_up()
+        del bench.log.records[PARTITION][0]
+        bench.ask(SubtractStock("apple", 1))
+
+        await bench.catch_up()
+
+        assert bench.entity() == encode(Item(5, 9))
+
+    run(test, a_bench())
+
+
+def test_a_log_that_began_without_genesis_is_followed_after_a_reload() -> None:
+    async def test(bench: Bench) -> None:
+        bench.log.records[PARTITION].clear()
+        bench.ask(CreateItem("apple", 5))
+        await bench.catch_up()
+        bench.ask(AddStock("apple", 1))
+
+        await bench.catch_up()
+
+        assert bench.entity() == encode(Item(5, 1))
+
+    run(test)
 
 
 def test_another_topology_halts() -> None:
@@ -901,6 +971,21 @@ def test_what_is_kept_goes_on_undisturbed_and_what_is_lost_ends() -> None:
         await whole.stop()
 
     run(test, Bench(topology={**ONE_EACH, "stock": 2}))
+
+
+def test_who_stops_owns_nothing_more_and_is_not_ready() -> None:
+    async def test(bench: Bench) -> None:
+        whole = Processor(STOCK, ONE_EACH, bench.world())
+        whole.assign({PARTITION})
+        await eventually(lambda: whole.is_ready)
+
+        await whole.stop()
+        whole.assign({PARTITION})
+
+        assert not whole.is_ready
+        assert bench.open_tails == 0
+
+    run(test, a_bench())
 
 
 def test_who_stops_ends_every_partition_after_its_step() -> None:

@@ -34,7 +34,7 @@ FAILURES_MAX = 5
 BACKOFF_S = 0.05
 BACKOFF_MAX_S = 0.5
 
-LINGER_S = 0.004
+LINGER_S = 0.006
 """What came while a send was in flight waits this much longer for company.  An idle lane sends at once."""
 
 TOPIC_CONFIG = {

@@ -47,7 +47,7 @@ from common.tasks import spawn
 
 IDLE_S = 0.25
 """How long a poll waits; an idle partition compares its position with the store's this often."""
-LINGER_S = 0.002
+LINGER_S = 0.003
 """How long a busy partition waits for more before it folds: larger batches cost less."""
 RECORDS_MAX = 500
 MEMORY_ENTITIES_MAX = 30_000

@@ -22,6 +22,7 @@ from common.fold import (
     TOO_LATE,
     TOO_MANY_RESULTS,
     Codec,
+    DeadLetter,
     Fold,
     Header,
     Memory,
@@ -42,6 +43,7 @@ from common.messages import (
     Genesis,
     Letter,
     Message,
+    PriceRefused,
     PriceTold,
     Reason,
     ReleaseStock,
@@ -54,7 +56,7 @@ from common.messages import (
     encode,
 )
 from common.redelivery import CannotRedeliver, again
-from order.domain import AddItem, CheckOut, CreateOrder, InitOrders, Order
+from order.domain import AddItem, Addition, CheckOut, CreateOrder, InitOrders, Order
 from payment.domain import MACHINE as PAYMENT
 from payment.domain import AddFunds, CreateUser
 from stock.domain import AddStock, CreateItem, InitItems, Item, SubtractStock
@@ -777,6 +779,35 @@ def test_a_charge_that_raises_is_refused() -> None:
     assert world.folded[-1].letters == {"order-0": [encode(Letter("payment-0", 1, refusal))]}
 
 
+def test_a_price_that_raises_is_refused_and_nobody_has_to_look() -> None:
+    world = a_world(faulty(STOCK, AskPrice))
+    world.log.append("stock-0", [letter(1, AskPrice("a1", "apple"))])
+
+    world.run()
+
+    (refusal,) = STOCK.excuse(AskPrice("a1", "apple"))
+    assert isinstance(refusal, PriceRefused)
+    assert world.folded[-1].letters == {"order-0": [encode(Letter("stock-0", 1, refusal))]}
+    assert STUCK not in world.owners["stock-0"].header.counts
+
+
+def test_an_addition_whose_price_raises_ends_and_its_client_is_told() -> None:
+    is_corrected = False
+    stock = faulty(STOCK, AskPrice, unless=lambda: is_corrected)
+    world = World(ONE_EACH, [machine if machine != STOCK else stock for machine in MACHINES])
+    world.carry_out("stock", "apple", CreateItem("apple", 5))
+    world.carry_out("order", "o1", CreateOrder("o1", "ann"))
+
+    outcome = world.carry_out("order", "o1", AddItem("o1", "apple", 1), "key/k1")
+
+    assert outcome.reason == Reason.INTERNAL
+    assert world.open(Addition) == 0
+    assert world.entity(Order, "order", "o1") == Order("ann")
+    is_corrected = True
+    assert world.carry_out("order", "o1", AddItem("o1", "apple", 1), "key/k1") == outcome
+    assert world.carry_out("order", "o1", AddItem("o1", "apple", 1), "key/k2") == Done()
+
+
 def test_a_checkout_whose_charge_raises_undoes_itself_and_its_client_is_told() -> None:
     world = World(ONE_EACH, [machine if machine != PAYMENT else faulty(PAYMENT, ChargeUser) for machine in MACHINES])
     world.carry_out("stock", "apple", CreateItem("apple", 5))
@@ -870,6 +901,10 @@ def test_an_outcome_for_somebody_who_asked_earlier_is_told_and_remembered_for_hi
 # --- dead letters that a person delivers again
 
 
+def dead(offset: int, index: int = 0, traceback: str = "") -> DeadLetter:
+    return DeadLetter("stock-0", offset, index, traceback)
+
+
 def test_a_dead_letter_that_is_delivered_again_is_decided_as_if_it_came_from_its_source() -> None:
     is_corrected = False
     world = a_world(faulty(STOCK, ReleaseStock, unless=lambda: is_corrected))
@@ -878,18 +913,41 @@ def test_a_dead_letter_that_is_delivered_again_is_decided_as_if_it_came_from_its
     world.run()
     is_corrected = True
 
-    world.log.append("stock-0", [again(STOCK, undo, 0)])
+    world.log.append("stock-0", [again(STOCK, undo, *world.buried)])
     world.run()
 
     assert world.entity(Item, "stock", "apple") == Item(5, 10)
     assert world.folded[-1].letters == {"order-0": [encode(Letter("stock-0", 2, StockReleased("c1")))]}
 
 
+def test_a_dead_letter_is_delivered_again_under_its_place() -> None:
+    undo = letter(2, ReleaseStock("c1", APPLES))
+
+    assert again(STOCK, undo, dead(3, 1)) == Letter("dead-letter-stock-0-3-1", 1, undo.message, "order-0")
+
+
+def test_two_dead_letters_of_the_same_record_are_both_delivered_again() -> None:
+    is_corrected = False
+    world = a_world(faulty(STOCK, ReleaseStock, unless=lambda: is_corrected))
+    undos = [letter(number, ReleaseStock(f"c{number - 2}", APPLES)) for number in (3, 4)]
+    reservations = [letter(number, ReserveStock(f"c{number}", APPLES)) for number in (1, 2)]
+    world.log.append("stock-0", [*reservations, *undos])
+    world.run()
+    is_corrected = True
+
+    world.log.append("stock-0", [again(STOCK, undo, buried) for undo, buried in zip(undos, world.buried, strict=True)])
+    world.run()
+
+    assert world.entity(Item, "stock", "apple") == Item(5, 10)
+    assert world.folded[-1].repeats == 0
+    assert world.owners["stock-0"].header.counts[STUCK] == 0
+
+
 def test_a_dead_letter_that_is_delivered_again_twice_is_dropped_as_a_repeat() -> None:
     world = a_world()
     world.owners["stock-0"].header.counts[STUCK] = 1
     world.log.append("stock-0", [letter(1, ReserveStock("c1", APPLES))])
-    once_more = again(STOCK, letter(2, ReleaseStock("c1", APPLES)), 0)
+    once_more = again(STOCK, letter(2, ReleaseStock("c1", APPLES)), dead(4))
     world.log.append("stock-0", [once_more])
     world.log.append("stock-0", [once_more])
 
@@ -907,11 +965,12 @@ def test_a_message_that_is_on_record_twice_is_delivered_again_only_once() -> Non
     world.run()
     world.owners["stock-0"].header.counts[STUCK] = 2
 
-    for number in (0, 1):
-        world.log.append("stock-0", [again(STOCK, undo, number)])
+    for traceback in ("the owner's", "the zombie's"):
+        world.log.append("stock-0", [again(STOCK, undo, dead(4, 0, traceback))])
     world.run()
 
     assert world.entity(Item, "stock", "apple") == Item(5, 9, 1)
+    assert world.owners["stock-0"].header.counts[STUCK] == 1
 
 
 def test_what_waits_for_a_person_is_counted() -> None:
@@ -923,7 +982,7 @@ def test_what_waits_for_a_person_is_counted() -> None:
     stuck = world.owners["stock-0"].header.counts[STUCK]
     is_corrected = True
 
-    world.log.append("stock-0", [again(STOCK, undo, 1)])
+    world.log.append("stock-0", [again(STOCK, undo, world.buried[1])])
     world.run()
 
     assert (stuck, world.owners["stock-0"].header.counts[STUCK]) == (1, 0)
@@ -933,17 +992,20 @@ def test_a_re_delivery_to_a_partition_that_counts_nothing_stuck_is_decided_all_t
     """A state that an older version made has no such count: the partition must not stop for good over it."""
     world = a_world()
     world.log.append("stock-0", [letter(1, ReserveStock("c1", APPLES))])
-    world.log.append("stock-0", [again(STOCK, letter(2, ReleaseStock("c1", APPLES)), 0)])
+    world.log.append("stock-0", [again(STOCK, letter(2, ReleaseStock("c1", APPLES)), dead(4))])
 
     world.run()
 
     assert world.entity(Item, "stock", "apple") == Item(5, 10)
+    assert world.owners["stock-0"].header.counts[STUCK] == 0
 
 
 def test_a_dead_letter_that_dies_again_can_be_delivered_again() -> None:
     undo = letter(2, ReleaseStock("c1", APPLES))
 
-    assert again(STOCK, again(STOCK, undo, 0), 5) == Letter("dead-letter-5", 1, undo.message, "order-0")
+    once_more = again(STOCK, undo, dead(3, 1))
+
+    assert again(STOCK, once_more, dead(4)) == Letter("dead-letter-stock-0-4-0", 1, undo.message, "order-0")
 
 
 @pytest.mark.parametrize(
@@ -951,12 +1013,13 @@ def test_a_dead_letter_that_dies_again_can_be_delivered_again() -> None:
     [
         Request(Asker("apple/key/k1", 7, "web-1"), NOW_MS, AddStock("apple", 1)),
         letter(1, ReserveStock("c1", APPLES)),
+        letter(1, AskPrice("a1", "apple")),
     ],
-    ids=["a request", "a reservation"],
+    ids=["a request", "a reservation", "a question for a price"],
 )
 def test_what_was_answered_is_not_delivered_again(envelope: Request[Message] | Letter[Message]) -> None:
     with pytest.raises(CannotRedeliver, match="it was answered"):
-        again(STOCK, envelope, 0)
+        again(STOCK, envelope, dead(3))
 
 
 # --- undecodable records
@@ -1065,6 +1128,42 @@ def test_a_key_that_a_decision_writes_without_reading_is_asked_for_because_it_is
     order.fold()
 
     assert order.header.counts["Order"] == 1
+
+
+def test_what_is_named_after_the_message_that_makes_it_is_not_asked_for() -> None:
+    world = a_quiet_world()
+    world.ask("stock", "i", InitItems(1, 10, 5), "key/k1")
+
+    asked, memory = effects(*world.log.records["stock-0"])
+
+    assert [key for effect in asked for key in effect.keys] == ["Result:i/key/k1"]
+    assert memory["BatchInit:stock-0-1-0"] is not None
+
+
+def test_what_is_named_after_the_message_that_makes_it_is_counted_until_it_is_deleted() -> None:
+    world = a_quiet_world()
+    world.ask("stock", "i", InitItems(1, 10, 5))
+    owner = world.owners["stock-0"]
+    owner.step()
+    during = owner.header.counts["BatchInit"]
+
+    world.run()
+
+    assert (during, owner.header.counts["BatchInit"]) == (1, 0)
+
+
+@pytest.mark.parametrize("reload", [False, True], ids=["memory kept", "memory dropped"])
+def test_what_happens_to_be_named_like_the_message_that_changes_it_is_there_all_the_same(*, reload: bool) -> None:
+    item_id = "stock-0-2-0"
+    world = a_quiet_world()
+    world.carry_out("stock", item_id, CreateItem(item_id, 5))
+    if reload:
+        world.owners["stock-0"].load()
+
+    world.carry_out("stock", item_id, AddStock(item_id, 3))
+
+    assert world.entity(Item, "stock", item_id) == Item(5, 3)
+    assert world.owners["stock-0"].header.counts["Item"] == 1
 
 
 def test_memory_says_which_key_is_missing() -> None:

@@ -24,6 +24,7 @@ from common.messages import (
     Genesis,
     Letter,
     Message,
+    PriceRefused,
     PriceTold,
     Reason,
     RefundUser,
@@ -64,6 +65,7 @@ MESSAGES: list[tuple[Machine, Message, list[Any]]] = [
     (ORDER, InitOrders(1, 2, 3, 4), ["InitOrders", 1, 2, 3, 4]),
     (ORDER, PriceTold("a1", AMOUNT_MAX), ["PriceTold", "a1", AMOUNT_MAX]),
     (ORDER, PriceTold("a1", None), ["PriceTold", "a1", None]),
+    (ORDER, PriceRefused("a1", REFUSED), ["PriceRefused", "a1", REFUSED_PLAIN]),
     (ORDER, StockReserved("c1"), ["StockReserved", "c1"]),
     (ORDER, StockRefused("c1", REFUSED), ["StockRefused", "c1", REFUSED_PLAIN]),
     (ORDER, StockReleased("c1"), ["StockReleased", "c1"]),
@@ -145,6 +147,42 @@ def test_a_message_comes_out_of_the_log_as_it_went_in(machine: Machine, message:
         "batch",
         [["request", ASKER_PLAIN, 1_700_000_000_000, plain], ["letter", "order-1", 3, plain, ""]],
     ]
+
+
+@pytest.mark.parametrize(("machine", "message", "plain"), MESSAGES)
+def test_a_message_with_a_field_too_many_is_not_known(machine: Machine, message: Message, plain: list[Any]) -> None:  # noqa: ARG001
+    with pytest.raises(UndecodableRecord):
+        Codec(machine).record(encode(["batch", [["letter", "order-1", 3, [*plain, "from the future"]]]]))
+
+
+@pytest.mark.parametrize(("machine", "entity", "plain"), ENTITIES)
+def test_an_entity_with_a_field_too_many_is_not_known(machine: Machine, entity: Entity, plain: list[Any]) -> None:  # noqa: ARG001
+    with pytest.raises(msgspec.DecodeError):
+        Codec(machine).entity(encode([*plain, "from the future"]))
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        ["genesis", "log", "from the future"],
+        ["batch", [], "from the future"],
+        ["batch", [["letter", "order-1", 3, ["AskPrice", "a1", "apple"], "", "from the future"]]],
+        ["batch", [["request", ASKER_PLAIN, 1, ["AskPrice", "a1", "apple"], "from the future"]]],
+        ["batch", [["request", [*ASKER_PLAIN, "from the future"], 1, ["AskPrice", "a1", "apple"]]]],
+    ],
+    ids=["genesis", "batch", "letter", "request", "asker"],
+)
+def test_a_record_with_a_field_too_many_is_not_known(record: list[Any]) -> None:
+    with pytest.raises(UndecodableRecord):
+        Codec(STOCK).record(encode(record))
+
+
+def test_a_header_with_a_field_too_many_is_not_known() -> None:
+    plain = ["log", 1, 2, 3, {}, {}, {}, {}, 7, [1, 2, 3], [1, 0, 0]]
+
+    for header in ([*plain, "from the future"], [*plain[:-1], [1, 0, 0, "from the future"]]):
+        with pytest.raises(msgspec.DecodeError):
+            Codec(STOCK).header(encode(header))
 
 
 @pytest.mark.parametrize(("machine", "entity", "plain"), ENTITIES)

@@ -17,6 +17,7 @@ from common.messages import (
     ChargeRefused,
     Done,
     Letter,
+    PriceRefused,
     PriceTold,
     Reason,
     Refused,
@@ -166,6 +167,28 @@ def test_a_price_that_nobody_waits_for_is_a_bug() -> None:
         decide(given(o1=an_order()), PriceTold("a1", 5), FROM_STOCK)
 
 
+def test_when_there_is_no_price_the_one_who_asked_is_told_why_and_nothing_is_added() -> None:
+    refusal = Refused(Reason.INTERNAL, "a bug")
+
+    decision = decide(given(o1=an_order(), a1=an_addition()), PriceRefused("a1", refusal), FROM_STOCK)
+
+    assert decision == Decision({"Addition:a1": None}, told(refusal))
+
+
+@pytest.mark.parametrize("order", [{}, {"o1": an_order(paid=True)}, {"o1": an_order(checkout_id="c1")}])
+def test_why_there_is_no_price_is_told_whatever_became_of_the_order(order: dict[str, Order]) -> None:
+    refusal = Refused(Reason.INTERNAL, "a bug")
+
+    decision = decide(given(a1=an_addition(), **order), PriceRefused("a1", refusal), FROM_STOCK)
+
+    assert decision == Decision({"Addition:a1": None}, told(refusal))
+
+
+def test_a_refused_price_that_nobody_waits_for_is_a_bug() -> None:
+    with pytest.raises(AssertionError, match="a price for a1, which nobody waits for"):
+        decide(given(o1=an_order()), PriceRefused("a1", NO_ITEM), FROM_STOCK)
+
+
 def full(lines: int) -> Order:
     return an_order(*((f"item-{number}", 1) for number in range(lines)), total_cost=lines)
 
@@ -306,6 +329,7 @@ def test_batch_init_is_answered_when_the_only_partition_is_filled() -> None:
 
 ANSWERS = [
     PriceTold("order-0-4-0", 5),
+    PriceRefused("order-0-4-0", NO_ITEM),
     StockReserved("c1"),
     StockRefused("c1", NO_ITEM),
     StockReleased("c1"),

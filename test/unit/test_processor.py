@@ -147,10 +147,11 @@ class FakeDeadLetterBox:
         self._bench.note(f"bury {letter.offset}")
         return len(self.letters) - 1
 
-    async def of(self, partition: str) -> DeadLetters:
+    async def of(self, partition: str, since: int = 0) -> DeadLetters:
+        self._bench.note(f"dead letters from {since}")
         letters: DeadLetters = {}
         for number, letter in enumerate(self.letters):
-            if letter.partition == partition:
+            if number >= since and letter.partition == partition:
                 letters.setdefault((letter.offset, letter.index), number)
         return letters
 
@@ -631,6 +632,39 @@ def test_a_record_that_does_not_follow_the_last_one_is_never_folded() -> None:
     run(test, a_bench())
 
 
+@pytest.mark.parametrize(
+    ("offsets", "records_max"),
+    [((3, 5), 1), ((3, 5), 500), ((3, 3), 500), ((3, 4, 6), 500)],
+    ids=["a gap between two polls", "a gap in one poll", "a repeat", "a gap behind two"],
+)
+def test_a_batch_that_is_not_consecutive_is_never_folded_before_it_is(
+    offsets: tuple[int, ...], records_max: int
+) -> None:
+    async def test(bench: Bench) -> None:
+        await bench.catch_up()
+        begin = bench.log.records[PARTITION]
+        for _ in range(4):
+            bench.ask(AddStock("apple", 1))
+        whole = bench.log.records[PARTITION]
+        bench.log.records[PARTITION] = [*begin[:3], *(whole[offset] for offset in offsets)]
+        bench.records_max = records_max
+        partition = bench.partition()
+        with structlog.testing.capture_logs() as logs:
+            running = asyncio.ensure_future(partition.run())
+            await eventually(lambda: [entry["event"] for entry in logs].count("rewind") == 2)
+        assert {entry["cause"] for entry in logs if entry["event"] == "rewind"} == {"LogFailed"}
+        assert bench.position == 3
+
+        bench.log.records[PARTITION] = whole
+        await eventually(bench.is_caught_up)
+
+        partition.stopping = True
+        await running
+        assert bench.entity() == encode(Item(5, 14))
+
+    run(test, a_bench())
+
+
 # --- what people see
 
 
@@ -750,6 +784,25 @@ def test_when_two_owners_bury_the_same_message_the_state_is_what_a_replay_makes_
         await bench.catch_up()
 
         assert state_of(bench.store.memory) == before
+
+    run(test, a_bench(faulty(STOCK, SubtractStock)))
+
+
+def test_of_the_dead_letters_only_those_are_read_that_are_not_known_yet() -> None:
+    async def test(bench: Bench) -> None:
+        bench.box.letters.append(DeadLetter("stock-1", 9, 0, "another partition's"))
+        bench.ask(SubtractStock("apple", 1))
+        bench.ask(SubtractStock("apple", 1))
+
+        await bench.catch_up()
+
+        assert in_order(
+            bench.journal,
+            "dead letters from 0",
+            *("bury 3", "dead letters from 0"),
+            *("bury 4", "dead letters from 2"),
+        )
+        assert ["dead letter 1" in bench.told()[-2].detail, "dead letter 2" in bench.told()[-1].detail] == [True, True]
 
     run(test, a_bench(faulty(STOCK, SubtractStock)))
 

@@ -16,6 +16,7 @@ from common.messages import (
     AskPrice,
     Done,
     Letter,
+    PriceRefused,
     PriceTold,
     Reason,
     Refused,
@@ -328,6 +329,15 @@ def test_a_reservation_that_could_not_be_decided_is_refused_so_that_its_checkout
     assert answer.refusal == Refused(Reason.INTERNAL, answer.refusal.detail)
 
 
-@pytest.mark.parametrize("message", [AskPrice("a1", "apple"), ReleaseStock("c1", ()), AddStock("apple", 1)])
+def test_a_price_that_could_not_be_told_is_refused_so_that_its_addition_ends() -> None:
+    (answer,) = excuse(AskPrice("a1", "apple"))
+
+    assert isinstance(answer, PriceRefused)
+    assert answer == PriceRefused("a1", Refused(Reason.INTERNAL, answer.refusal.detail))
+
+
+@pytest.mark.parametrize(
+    "message", [SettleStock("c1", ()), ReleaseStock("c1", ()), AddStock("apple", 1), FillChunk("i1", 0, 9, (1, 2))]
+)
 def test_nothing_else_has_an_excuse(message: StockMessage) -> None:
     assert excuse(message) == ()

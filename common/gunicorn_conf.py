@@ -23,7 +23,7 @@ loglevel = "warning"
 accesslog = None
 control_socket_disable = True
 limit_request_line = 0  # the gateway's buffer is the limit, and its answer a problem+json
-limit_request_field_size = 0
+limit_request_field_size = 65_536
 
 
 def post_fork(_server: Any, _worker: Any) -> None:

@@ -254,9 +254,9 @@ class Partition:
 
     async def _fold(self, records: list[Record]) -> Folded:
         """Fold what could be polled, reading what is not in memory."""
-        offsets = [record.offset for record in records]
-        if offsets != list(range(self._position, self._position + len(records))):
-            raise LogFailed(f"{self.name}: expected records from {self._position} on, got {offsets}")
+        for offset, record in enumerate(records, self._position):
+            if record.offset != offset:
+                raise LogFailed(f"{self.name}: expected record {offset}, got {record.offset}")
         fold = Fold(self._rules, self._memory, self._header, records)
         for effect in fold.run():
             match effect:
@@ -281,9 +281,11 @@ class Partition:
     async def _bury(self, letter: DeadLetter) -> None:
         """Put it on record.  Another owner may have been first: a replay takes that number, and so do we."""
         await self._world.dead_letters.put(letter)
-        known = max(self._rules.dead_letters.values(), default=-1)
-        self._rules.dead_letters.update(await self._world.dead_letters.of(self.name, known + 1))
-        number = self._rules.dead_letters[letter.offset, letter.index]
+        known = self._rules.dead_letters
+        news = await self._world.dead_letters.of(self.name, max(known.values(), default=-1) + 1)
+        for place, first in news.items():
+            known.setdefault(place, first)
+        number = known[letter.offset, letter.index]
         telemetry.DEAD_LETTERS.labels(self.name).inc()
         logger.error("dead letter", number=number, **msgspec.to_builtins(letter))
 

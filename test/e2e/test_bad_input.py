@@ -1,7 +1,9 @@
 """Bad input: each is a clear 4xx in problem+json, changes nothing, and shows nothing of the inside."""
 
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from urllib.parse import quote
 
 import pytest
@@ -51,12 +53,28 @@ BAD_IDS = {
 }
 NUMBERED = [(each, name) for each in CALLS for name in each.amounts]
 IDENTIFIED = [(each, name) for each in CALLS for name in each.ids]
+# The user of a new order is not checked.
+KNOWN = [(each, name) for each, name in IDENTIFIED if not each.template.startswith("/orders/create/")]
 
 
 def assert_refused(answer: Answer, *statuses: int) -> None:
     """The answer is a refusal with one of the statuses."""
     assert answer.status in statuses, (answer.status, answer.body)
     assert_problem(answer, answer.status)
+
+
+def assert_not_http(answer: Answer) -> None:
+    """The gateway could not parse the request.  Before HAProxy 3.2 its parser shows a page of its own (#3032)."""
+    assert answer.status == 400, (answer.status, answer.body)
+    if b"Your browser sent an invalid request." not in answer.body or haproxy_version() >= (3, 2):
+        assert_problem(answer, 400)
+
+
+@cache
+def haproxy_version() -> tuple[int, ...]:
+    """The version of the HAProxy that is tested."""
+    shown = subprocess.run(["haproxy", "-v"], capture_output=True, text=True, check=True).stdout
+    return tuple(int(part) for part in shown.split()[2].split("-")[0].split("."))
 
 
 @contextmanager
@@ -111,10 +129,8 @@ def test_a_bad_id_is_refused_and_changes_nothing(calling: Call, name: str) -> No
     assert entities({other: value for other, value in values.items() if other != name}) == before
 
 
-@pytest.mark.parametrize(("calling", "name"), IDENTIFIED, ids=str)
+@pytest.mark.parametrize(("calling", "name"), KNOWN, ids=str)
 def test_an_unknown_id_is_not_found(calling: Call, name: str) -> None:
-    if calling.template.startswith("/orders/create/"):
-        pytest.skip("the user of a new order is not checked")
     assert_problem(call(calling.method, calling.path(**{name: "no-such-thing"})), 404)
 
 
@@ -195,11 +211,11 @@ def test_a_body_is_refused_and_changes_nothing(calling: Call) -> None:
     assert entities(values) == before
 
 
-@pytest.mark.parametrize("size", [10_000, 20_000, 1_000_000])
+@pytest.mark.parametrize("size", [20_000, 1_000_000])
 def test_a_huge_header_is_refused_and_changes_nothing(size: int) -> None:
     with nothing_changes() as (user_id, item_id):
         for path in (f"/payment/pay/{user_id}/5", f"/stock/add/{item_id}/5"):
-            assert_refused(raw_call("POST", path, f"X-Huge: {'x' * size}"), 400, 431)
+            assert_not_http(raw_call("POST", path, f"X-Huge: {'x' * size}"))
 
 
 @pytest.mark.parametrize(
@@ -235,7 +251,11 @@ def test_two_keys_are_refused_and_change_nothing() -> None:
     ],
 )
 def test_what_is_not_http_is_refused(request_: bytes) -> None:
-    assert_problem(raw(request_), 400)
+    assert_not_http(raw(request_))
+
+
+def test_a_large_header_is_none_of_our_business() -> None:
+    done(raw_call("GET", f"/payment/find_user/{a_user(credit=1)}", f"X-Large: {'x' * 10_000}"))
 
 
 def test_the_system_is_well_after_all_this() -> None:

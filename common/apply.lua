@@ -19,7 +19,7 @@ if stored ~= first then
   return stored
 end
 
-local CHUNK = 1000 -- unpack ends at some 4,000 values
+local CHUNK = 1000 -- unpack ends at some 8,000 values
 local at = 6
 local sets_end = at + 2 * sets
 while at < sets_end do

@@ -17,7 +17,7 @@ import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError, TopicAlreadyExistsError, for_code
 
 from common.config import ConfigError, Settings
 from common.fold import DeadLetter, DeadLetters, Record
@@ -35,7 +35,8 @@ BACKOFF_S = 0.05
 BACKOFF_MAX_S = 0.5
 
 LINGER_S = 0.006
-"""What came while a send was in flight waits this much longer for company.  An idle lane sends at once."""
+LINGER_MESSAGES = 3
+"""When so many came while a send was in flight, they wait this much longer for company: a quiet lane sends at once."""
 
 TOPIC_CONFIG = {
     "message.timestamp.type": "LogAppendTime",
@@ -89,7 +90,9 @@ class Producer:
                 producer = self._producer or await self._start()
                 delivered = await producer.send(place.topic, value, partition=place.partition)
                 offset: int = (await asyncio.shield(delivered)).offset
-        except (KafkaError, OSError, TimeoutError) as why:
+        except MessageSizeTooLargeError:
+            raise  # a bug of ours: repeating it would stop everything behind it, for ever and in silence
+        except (KafkaError, OSError, TimeoutError, AssertionError) as why:  # AssertionError: partition not known yet
             await self._failed()
             raise LogFailed(f"send to {place.topic}-{place.partition}: {why!r}") from why
         self._failures = 0
@@ -178,7 +181,7 @@ class _Lane:
             for future in acknowledged:
                 if not future.done():
                     future.set_result(offset)
-            if self._queue:
+            if len(self._queue) >= LINGER_MESSAGES:
                 await asyncio.sleep(LINGER_S)
         self._task = None
 

@@ -48,7 +48,8 @@ from common.tasks import spawn
 IDLE_S = 0.25
 """How long a poll waits; an idle partition compares its position with the store's this often."""
 LINGER_S = 0.003
-"""How long a busy partition waits for more before it folds: larger batches cost less."""
+BUSY_MESSAGES = 4
+"""After a batch of so many a partition waits this long for more before it folds: larger batches cost less."""
 RECORDS_MAX = 500
 MEMORY_ENTITIES_MAX = 30_000
 REPLY_AGE_MAX_MS = 60_000
@@ -188,8 +189,8 @@ class Partition:
         )
         await self._check_log(position)
         self._position = position
+        self._is_busy = False
         self._tail.seek(position)
-        telemetry.HALTED.labels(self.name).set(0)
         logger.info("loaded", partition=self.name, position=position)
 
     async def _check_log(self, position: int) -> None:
@@ -241,16 +242,17 @@ class Partition:
             if records:
                 folded = await self._fold(records)
                 await self._commit(folded)
+                self._is_busy = folded.messages >= BUSY_MESSAGES
                 self._memory.trim(MEMORY_ENTITIES_MAX)
             else:
                 await self._check_position()
 
     async def _poll(self) -> list[Record]:
-        """Return what there is.  When records came during the last step, more have come since: take them along."""
-        records = await self._tail.poll(0, RECORDS_MAX)
-        if records:
-            return records + await self._tail.poll(LINGER_S, RECORDS_MAX)
-        return await self._tail.poll(IDLE_S, RECORDS_MAX)
+        """Return what there is.  Under load more records come after the ones fetched already: take them along."""
+        records = await self._tail.poll(IDLE_S, RECORDS_MAX)
+        if records and self._is_busy:
+            records += await self._tail.poll(LINGER_S, RECORDS_MAX)
+        return records
 
     async def _fold(self, records: list[Record]) -> Folded:
         """Fold what could be polled, reading what is not in memory."""
@@ -323,6 +325,7 @@ class Partition:
         logger.debug("batch", partition=self.name, start=folded.start, end=folded.end, messages=folded.messages)
 
     def _note_position(self) -> None:
+        telemetry.HALTED.labels(self.name).set(0)
         telemetry.POSITION.labels(self.name).set(self._position)
         telemetry.LAG.labels(self.name).set(self._tail.behind(self._position))
         telemetry.OPEN_CHECKOUTS.labels(self.name).set(self._header.counts.get("Checkout", 0))

@@ -117,7 +117,6 @@ def _connect(settings: Settings, timeout_s: float) -> RedisCluster:
         password=settings.redis_password or None,
         require_full_coverage=False,
         reinitialize_steps=1,
-        cluster_error_retry_attempts=1,
         retry=Retry(ConstantBackoff(0.05), 1),
         socket_timeout=timeout_s,
         socket_connect_timeout=CALL_TIMEOUT_S,

@@ -32,8 +32,9 @@ def spare_garbage_collection() -> None:
 
 def crash_on_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """Handle the loop's exceptions by ending the process: memory that a bug went through is not to be trusted."""
-    logger.critical("crash", why=context["message"], exc_info=context.get("exception"))
-    if isinstance(context.get("exception"), Exception):
+    error = context.get("exception")
+    if isinstance(error, Exception):
+        logger.critical("crash", why=context["message"], exc_info=error)
         os._exit(CRASHED)
     loop.default_exception_handler(context)
 

@@ -4,7 +4,7 @@
     ---------  ------------------  -----------------------------  ---------  ----------------------------------------
     -          CheckOut            order unpaid, not checked out  open       ReserveStock each, ChargeUser
     open       accepted, refused   answers are outstanding        open       -
-    open       accepted            all accepted                   paid       SettleStock each, SettleCharge, replies
+    open       accepted            all accepted                   paid       SettleStock, SettleCharge if large, replies
     open       accepted, refused   all in, some refused           undoing    ReleaseStock / RefundUser to who accepted
     open       refused             all in, all refused            failed     replies
     undoing    undone              undos are outstanding          undoing    -
@@ -40,6 +40,10 @@ from common.messages import (
 
 ASKERS_MAX = 1_000
 """How many requests may wait for one checkout."""
+
+SETTLED_LEAST = 1_000_000
+"""Smaller quantities and amounts are not settled when they are paid: they count against the limit of what an item or an
+account may hold, 10**15 - 1, for good.  A message a checkout would be a high price for that last thousandth."""
 
 Lines = tuple[tuple[str, int], ...]
 """Item id and quantity, each item once."""
@@ -161,8 +165,11 @@ def _answered(checkout: Checkout, arrival: Arrival, **learned: object) -> Step:
 
 def _settle(checkout: Checkout) -> Iterator[Send]:
     for partition, lines in checkout.lines.items():
-        yield Send(partition, SettleStock(checkout.id, lines))
-    yield Send(checkout.payment, SettleCharge(checkout.id, checkout.user_id, checkout.amount))
+        large = tuple(line for line in lines if line[1] >= SETTLED_LEAST)
+        if large:
+            yield Send(partition, SettleStock(checkout.id, large))
+    if checkout.amount >= SETTLED_LEAST:
+        yield Send(checkout.payment, SettleCharge(checkout.id, checkout.user_id, checkout.amount))
 
 
 def _undo(checkout: Checkout) -> Iterator[Send]:

@@ -28,7 +28,10 @@ SERVICE = "payment"
 
 
 class Account(Entity, frozen=True):
-    """One user's money.  `credit` never counts what a checkout has charged; `held` is what open checkouts have."""
+    """One user's money.  `credit` never counts what a checkout has charged.
+
+    `held` is what was charged and neither refunded nor settled: all that may come back.
+    """
 
     credit: int = 0
     held: int = 0

@@ -31,7 +31,10 @@ SERVICE = "stock"
 
 
 class Item(Entity, frozen=True):
-    """One item.  `available` never counts what a checkout has reserved; `held` is what open checkouts have."""
+    """One item.  `available` never counts what a checkout has reserved.
+
+    `held` is what was reserved and neither released nor settled: all that may come back.
+    """
 
     price: int
     available: int = 0

@@ -23,7 +23,7 @@ status: bootstrap ## Show every process and every partition (JSON=1: as JSON)
 	@$(PYTHON) -m local status $(if $(filter command line environment,$(origin PROFILE)),$(PROFILE)) $(if $(JSON),--json)
 
 test: check ## Prove it all: check, unit, integration and end-to-end, on ports of its own
-	@$(PYTHON) -m pytest
+	@$(PYTHON) -m pytest --durations=10 --cov --cov-report=term
 
 check: bootstrap ## Format, lint, types, imports
 	@.venv/bin/ruff format --check

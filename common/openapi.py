@@ -48,8 +48,8 @@ def answers(body: type[msgspec.Struct] | None, *refusals: int) -> Callable[[View
 
 def document(app: Flask, limits: dict[str, int]) -> dict[str, Any]:
     """Return the OpenAPI document of the routes that say what they answer; `limits` are the numbers' largest values."""
-    from spectree import SpecTree  # noqa: PLC0415 - only those who read documents pay for it
-    from spectree.model_adapter import get_msgspec_model_adapter  # noqa: PLC0415
+    from spectree import SpecTree
+    from spectree.model_adapter import get_msgspec_model_adapter
 
     spec = SpecTree(
         "flask",
@@ -77,14 +77,14 @@ def document(app: Flask, limits: dict[str, int]) -> dict[str, Any]:
 
 def page() -> str:
     """Return the page that shows the document beside it."""
-    from offapi import OpenAPITemplate  # noqa: PLC0415 - megabytes of script, for those who look
+    from offapi import OpenAPITemplate
 
     template: str = OpenAPITemplate.SWAGGER.value
     return template.format(spec_url="openapi.json")
 
 
 def _responses(view: Any, methods: set[str]) -> Any:
-    from spectree import Response  # noqa: PLC0415 - see above
+    from spectree import Response
 
     body, refusals = view.answers
     statuses = {*refusals, *ANY_CALL, *(ANY_POST if "POST" in methods else ())}

@@ -157,8 +157,7 @@ class Partition:
                 self._note_rewind(type(why).__name__, str(why))
                 await self._world.sleep(RETRY_S)
             except (Halted, UndecodableRecord, msgspec.DecodeError) as why:
-                telemetry.HALTED.labels(self.name).set(1)
-                logger.error("halted", partition=self.name, why=str(why))  # noqa: TRY400
+                self._note_halt(str(why))
                 await self._world.sleep(HALT_S)
 
     async def _own(self) -> None:
@@ -245,6 +244,7 @@ class Partition:
                 self._is_busy = folded.messages >= BUSY_MESSAGES
                 self._memory.trim(MEMORY_ENTITIES_MAX)
             else:
+                self._is_busy = False
                 await self._check_position()
 
     async def _poll(self) -> list[Record]:
@@ -334,6 +334,10 @@ class Partition:
     def _note_rewind(self, cause: str, why: str) -> None:
         telemetry.REWINDS.labels(self.name, cause).inc()
         logger.warning("rewind", partition=self.name, cause=cause, why=why)
+
+    def _note_halt(self, why: str) -> None:
+        telemetry.HALTED.labels(self.name).set(1)
+        logger.error("halted", partition=self.name, why=why)
 
 
 def _note_end(ended: Ended) -> None:

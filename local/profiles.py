@@ -6,7 +6,6 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 HOST = "127.0.0.1"
 SERVICES = ("order", "stock", "payment")
-PARTITIONS_PER_SERVICE = 2
 WEB_THREADS = 160
 
 
@@ -22,6 +21,8 @@ class Profile:
     """How many web processes, and how many processors, each service has."""
     port_offset: int = 0
     memory_min_mb: int
+    partitions: int = 2
+    """Of each inbox.  One is enough for one processor, and makes the largest batches."""
 
     @property
     def gateway_port(self) -> int:
@@ -114,7 +115,7 @@ def addresses(ports: tuple[int, ...]) -> str:
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile(name="small", brokers=1, redis_replicas_per_primary=0, copies=1, memory_min_mb=1000),
+        Profile(name="small", brokers=1, redis_replicas_per_primary=0, copies=1, memory_min_mb=1000, partitions=1),
         Profile(name="ha", brokers=3, redis_replicas_per_primary=1, copies=2, memory_min_mb=2500),
         Profile(name="test", brokers=1, redis_replicas_per_primary=1, copies=2, port_offset=10_000, memory_min_mb=1500),
     )

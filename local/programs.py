@@ -4,7 +4,7 @@ import sys
 from dataclasses import dataclass, field
 
 from local import broker, gateway
-from local.profiles import HOST, PARTITIONS_PER_SERVICE, SERVICES, WEB_THREADS, Profile, addresses
+from local.profiles import HOST, SERVICES, WEB_THREADS, Profile, addresses
 
 GROUPS = ("data", "processors", "web", "gateway")
 """In the order in which they start; they stop in the reverse order."""
@@ -34,7 +34,7 @@ def programs(profile: Profile) -> tuple[Program, ...]:
 
 def service_environment(profile: Profile) -> Environment:
     """Return what every service process, and the services' tests, need to know of the profile."""
-    partitions = {f"CHECKOUT_{service.upper()}_PARTITIONS": str(PARTITIONS_PER_SERVICE) for service in SERVICES}
+    partitions = {f"CHECKOUT_{service.upper()}_PARTITIONS": str(profile.partitions) for service in SERVICES}
     return partitions | {
         "CHECKOUT_KAFKA": addresses(profile.kafka_ports),
         "CHECKOUT_REDIS": addresses(profile.redis_ports),

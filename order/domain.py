@@ -160,7 +160,7 @@ def decide(state: State, message: OrderMessage, arrival: Arrival) -> Decision:
             assert_never(message)
 
 
-def excuse(message: OrderMessage) -> tuple[Message, ...]:  # noqa: ARG001
+def excuse(_message: OrderMessage) -> tuple[Message, ...]:
     """Order asks and others answer: nobody but a client waits for it."""
     return ()
 

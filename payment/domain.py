@@ -30,7 +30,7 @@ SERVICE = "payment"
 class Account(Entity, frozen=True):
     """One user's money.  `credit` never counts what a checkout has charged.
 
-    `held` is what was charged and neither refunded nor settled: all that may come back.
+    `held` is what was charged and neither refunded nor settled: at least all that may come back.
     """
 
     credit: int = 0
@@ -167,7 +167,7 @@ def refund(account: Account | None, message: RefundUser) -> Decision:
 
 
 def fill(state: State, chunk: FillChunk, arrival: Arrival) -> Decision:
-    """Replace the accounts of a chunk; what open checkouts hold stays held, within the limit of what can be counted."""
+    """Replace the accounts of a chunk; what is held stays held, within the limit of what can be counted."""
     (money,) = chunk.parameters
     accounts = {}
     for user_id in batch_init.numbers_here(SERVICE, chunk, arrival):

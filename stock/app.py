@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 def create_app() -> Flask:
     """Return the WSGI application, its background thread running: called in gunicorn's worker."""
-    from common.http import start_app  # noqa: PLC0415 - a processor needs no Flask
-    from stock.routes import routes  # noqa: PLC0415
+    from common.http import start_app
+    from stock.routes import routes
 
     return start_app(MACHINE, routes)
 

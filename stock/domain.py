@@ -33,7 +33,7 @@ SERVICE = "stock"
 class Item(Entity, frozen=True):
     """One item.  `available` never counts what a checkout has reserved.
 
-    `held` is what was reserved and neither released nor settled: all that may come back.
+    `held` is what was reserved and neither released nor settled: at least all that may come back.
     """
 
     price: int
@@ -189,7 +189,7 @@ def release(state: State, message: ReleaseStock) -> Decision:
 
 
 def fill(state: State, chunk: FillChunk, arrival: Arrival) -> Decision:
-    """Replace the items of a chunk; what open checkouts hold stays held, within the limit of what can be counted."""
+    """Replace the items of a chunk; what is held stays held, within the limit of what can be counted."""
     stock, price = chunk.parameters
     items = {}
     for item_id in batch_init.numbers_here(SERVICE, chunk, arrival):

@@ -33,6 +33,7 @@ from common.messages import (
 )
 from order.checkout import (
     ASKERS_MAX,
+    SETTLED_LEAST,
     SUPERSEDED,
     TOO_MANY,
     Checkout,
@@ -52,6 +53,8 @@ SHORTAGE = Refused(Reason.CONFLICT, "out of stock")
 NO_CREDIT = Refused(Reason.NO_CREDIT, "not enough credit")
 APPLES = (("apple", 2),)
 PEARS = (("pear", 1),)
+LARGE = SETTLED_LEAST
+SMALL = SETTLED_LEAST - 1
 
 
 def a_checkout(
@@ -170,19 +173,59 @@ def test_undo_waits_until_all_answers_are_in() -> None:
     assert (step.messages, step.outcome) == ((), None)
 
 
-def test_when_all_have_accepted_everything_is_settled_and_everybody_is_told() -> None:
+def test_when_all_have_accepted_everybody_is_told_and_nothing_small_is_settled() -> None:
     checkout = a_checkout(("stock-1",), accepted=("payment-0", "stock-0"), askers=3)
 
     step = accept(checkout, an_arrival(source="stock-1", time_ms=NOW_MS + 8))
 
     assert step.outcome == Done("o1")
-    assert step.messages == (
-        Send("stock-0", SettleStock("c1", APPLES)),
-        Send("stock-1", SettleStock("c1", PEARS)),
-        Send("payment-0", SettleCharge("c1", "ann", 17)),
-        *told(Done("o1"), askers=3),
-        ended("paid", took_ms=8),
+    assert step.messages == (*told(Done("o1"), askers=3), ended("paid", took_ms=8))
+
+
+@pytest.mark.parametrize(
+    ("apples", "figs", "pears", "amount", "settled"),
+    [
+        (SMALL, SMALL, SMALL, SMALL, ()),
+        (LARGE, SMALL, SMALL, SMALL, (Send("stock-0", SettleStock("c1", (("apple", LARGE),))),)),
+        (SMALL, LARGE, SMALL, SMALL, (Send("stock-0", SettleStock("c1", (("fig", LARGE),))),)),
+        (SMALL, SMALL, LARGE, SMALL, (Send("stock-1", SettleStock("c1", (("pear", LARGE),))),)),
+        (SMALL, SMALL, SMALL, LARGE, (Send("payment-0", SettleCharge("c1", "ann", LARGE)),)),
+        (
+            LARGE,
+            LARGE,
+            LARGE,
+            LARGE,
+            (
+                Send("stock-0", SettleStock("c1", (("apple", LARGE), ("fig", LARGE)))),
+                Send("stock-1", SettleStock("c1", (("pear", LARGE),))),
+                Send("payment-0", SettleCharge("c1", "ann", LARGE)),
+            ),
+        ),
+    ],
+    ids=["nothing", "the first line of two", "the second line of two", "the only line", "the charge", "everything"],
+)
+def test_only_what_is_large_is_settled_when_it_is_paid(
+    apples: int, figs: int, pears: int, amount: int, settled: tuple[Send, ...]
+) -> None:
+    checkout = msgspec.structs.replace(
+        a_checkout(("payment-0",), accepted=("stock-0", "stock-1"), askers=2),
+        amount=amount,
+        lines={"stock-0": (("apple", apples), ("fig", figs)), "stock-1": (("pear", pears),)},
     )
+
+    step = accept(checkout, sent_by("payment-0"))
+
+    assert SETTLED_LEAST == 1_000_000
+    assert step.messages == (*settled, *told(Done("o1"), askers=2), ended("paid"))
+
+
+def test_small_and_large_are_undone_alike() -> None:
+    lines = {"stock-0": (("apple", LARGE), ("fig", SMALL)), "stock-1": PEARS}
+    checkout = msgspec.structs.replace(a_checkout(("payment-0",), accepted=("stock-0", "stock-1")), lines=lines)
+
+    step = refuse(checkout, NO_CREDIT, sent_by("payment-0"))
+
+    assert step.messages == tuple(Send(place, ReleaseStock("c1", part)) for place, part in lines.items())
 
 
 @pytest.mark.parametrize(
@@ -458,7 +501,14 @@ class Shop:
         return self.world.entity(Order, "order", "o1")
 
     def held(self) -> int:
-        return sum(self.world.entity(Item, "stock", item_id).held for item_id in self.items) + self.account().held
+        return sum(self.reserved().values()) + self.account().held
+
+    def reserved(self) -> dict[str, int]:
+        return {item_id: self.world.entity(Item, "stock", item_id).held for item_id in self.items}
+
+    def letters(self) -> int:
+        """Return how many letters have been written."""
+        return sum(len(letters) for folded in self.world.folded for letters in folded.letters.values())
 
 
 def a_shop(credit: int = 100, world: World | None = None) -> Shop:
@@ -472,9 +522,57 @@ def test_a_paid_checkout_takes_the_goods_and_the_money_once() -> None:
     assert shop.checkout() == Done("o1")
 
     assert shop.order().paid
-    assert shop.account() == Account(70)
+    assert shop.account() == Account(70, held=30)
     assert shop.available() == {"apple": 1, "pear": 1, "fig": 1}
-    assert (shop.held(), shop.world.open(Checkout)) == (0, 0)
+    assert shop.reserved() == {"apple": 1, "pear": 2, "fig": 3}
+    assert shop.world.open(Checkout) == 0
+
+
+def test_a_small_checkout_is_paid_without_a_letter_after_the_answers() -> None:
+    shop = a_shop()
+    parts = {partition_of("stock", item_id, TWO_EACH) for item_id in shop.items}
+    before = shop.letters()
+
+    assert shop.checkout() == Done("o1")
+
+    assert shop.letters() - before == 2 * (len(parts) + 1)  # a question and an answer each
+
+
+def test_a_paid_checkout_settles_its_large_lines_and_its_large_amount_and_keeps_the_small_lines_held() -> None:
+    shop = Shop({"apple": LARGE - 1, "pear": LARGE, "fig": SMALL - 1, "kiwi": 0}, credit=20 * LARGE)
+    parts = {partition_of("stock", item_id, TWO_EACH) for item_id in shop.items}
+    large_parts = {partition_of("stock", item_id, TWO_EACH) for item_id in ("apple", "pear")}
+    before = shop.letters()
+
+    assert shop.checkout() == Done("o1")
+
+    assert shop.reserved() == {"apple": 0, "pear": 0, "fig": SMALL, "kiwi": 1}
+    assert shop.available() == {"apple": 1, "pear": 1, "fig": 1, "kiwi": 1}
+    assert shop.account() == Account(20 * LARGE - 5 * (LARGE + LARGE + 1 + SMALL + 1))
+    assert shop.letters() - before == 2 * (len(parts) + 1) + len(large_parts) + 1
+    assert shop.world.open(Checkout) == 0
+
+
+def test_what_was_paid_and_not_settled_counts_against_the_limit_for_good() -> None:
+    shop = a_shop(credit=AMOUNT_MAX)
+    shop.checkout()
+
+    assert shop.carry_out("payment", "ann", AddFunds("ann", 1)).reason == Reason.CONFLICT
+
+    assert shop.account() == Account(AMOUNT_MAX - 30, held=30)
+
+
+def test_a_failed_checkout_gives_back_its_own_and_not_what_an_earlier_one_has_paid() -> None:
+    shop = a_shop(credit=30)
+    shop.checkout()
+    shop.carry_out("order", "o2", CreateOrder("o2", "ann"))
+    shop.carry_out("order", "o2", AddItem("o2", "apple", 1))
+
+    assert shop.carry_out("order", "o2", CheckOut("o2")).reason == Reason.NO_CREDIT
+
+    assert shop.account() == Account(0, held=30)
+    assert shop.available() == {"apple": 1, "pear": 1, "fig": 1}
+    assert shop.reserved() == {"apple": 1, "pear": 2, "fig": 3}
 
 
 def test_checking_out_again_is_answered_alike_and_takes_nothing() -> None:
@@ -518,7 +616,7 @@ def test_a_failed_checkout_can_be_asked_for_again_and_succeed() -> None:
 
     assert shop.checkout() == Done("o1")
 
-    assert shop.account() == Account(0)
+    assert shop.account() == Account(0, held=30)
 
 
 def test_without_stock_and_without_credit_the_reason_is_stock() -> None:
@@ -553,7 +651,7 @@ def test_everybody_who_waits_is_told_and_only_one_checkout_happens() -> None:
     shop.world.run()
 
     assert [shop.world.told(asker) for asker in askers] == [[Done("o1")]] * 5
-    assert shop.account() == Account(70)
+    assert shop.account() == Account(70, held=30)
 
 
 def test_a_repeat_while_the_checkout_is_open_starts_nothing_and_is_told_once() -> None:
@@ -564,7 +662,7 @@ def test_a_repeat_while_the_checkout_is_open_starts_nothing_and_is_told_once() -
     shop.world.run()
 
     assert shop.world.told(asker) == [Done("o1")]
-    assert shop.account() == Account(70)
+    assert shop.account() == Account(70, held=30)
 
 
 def test_batch_init_over_an_open_checkout_gives_everything_back() -> None:
@@ -626,5 +724,5 @@ def test_whatever_the_batches_are_the_entities_come_out_alike(records_max: int, 
     assert keys == run(World(TWO_EACH))[1]
     paid = [number for number, (outcome,) in enumerate(outcomes) if isinstance(outcome, Done)]
     spent = sum(30 if number == 0 else 5 for number in paid)
-    assert account == Account(40 - spent)
+    assert account == Account(40 - spent, held=spent)
     assert available["apple"] == 2 - len(paid)

@@ -205,16 +205,19 @@ def result_key(request_id: str) -> str:
 
 
 class Fold:
-    """Many decisions, over a batch of consecutive records."""
+    """Many decisions, over a batch of consecutive records, behind what is folded `before` and not applied yet."""
 
-    def __init__(self, rules: Rules, memory: Memory, header: Header, records: list[Record]) -> None:
+    def __init__(
+        self, rules: Rules, memory: Memory, header: Header, records: list[Record], before: Folded | None = None
+    ) -> None:
         self._rules = rules
         self._memory = memory
         self._header = header
         self._decoded = rules.decode(records)
         last = self._decoded[-1][0]
         self._decided: dict[str, list[str]] = {}
-        self.folded = Folded(records[0].offset, last.offset + 1, last.timestamp_ms)
+        self.folded = before or Folded(records[0].offset, last.offset + 1, last.timestamp_ms)
+        self.folded.end, self.folded.timestamp_ms = last.offset + 1, last.timestamp_ms
 
     def run(self) -> Step:
         """Take the records one by one; `folded` is complete when this ends."""

@@ -11,6 +11,9 @@ Where a crash, or anything else that ends a step early, leaves a partition:
     apply           all letters; the state moved or it did not goes on behind the batch, or takes it once more
     replies         state and replies moved together           nothing: who missed a reply reads the result
 
+While nobody waits for what is folded (no replies), a step takes along what comes within milliseconds: its letters go out
+at once, its apply comes later.  A crash in between is a crash between publish and apply.
+
 There is one recovery: drop the memory of the partition and load it.  Start, rebalance, failover, fence and an emptied
 store all take that way.
 """
@@ -50,6 +53,9 @@ IDLE_S = 0.25
 LINGER_S = 0.003
 BUSY_MESSAGES = 4
 """After a batch of so many a partition waits this long for more before it folds: larger batches cost less."""
+DEFER_MAX_S = 0.005
+DEFERRED_MESSAGES_MAX = 1_000
+"""A step that nobody waits for takes along what comes next, so long and so much at most."""
 RECORDS_MAX = 500
 MEMORY_ENTITIES_MAX = 30_000
 REPLY_AGE_MAX_MS = 60_000
@@ -235,31 +241,42 @@ class Partition:
     # --- follow
 
     async def _follow(self) -> None:
-        """Take batch after batch."""
+        """Take step after step.  While nobody waits for what was folded, a step takes along what comes next."""
+        folded: Folded | None = None
         while not self.stopping:
-            records = await self._poll()
+            records = await self._poll(IDLE_S if folded is None else LINGER_S)
             if records:
-                folded = await self._fold(records)
-                await self._commit(folded)
-                self._is_busy = folded.messages >= BUSY_MESSAGES
-                self._memory.trim(MEMORY_ENTITIES_MAX)
-            else:
+                folded = await self._fold(records, folded)
+                await self._publish(folded)
+            if folded is None:
                 self._is_busy = False
                 await self._check_position()
+            elif not records or folded.end <= records[-1].offset or self._is_awaited(folded):
+                await self._apply(folded)
+                folded = None
+        if folded is not None:
+            await self._apply(folded)
 
-    async def _poll(self) -> list[Record]:
+    async def _poll(self, wait_s: float) -> list[Record]:
         """Return what there is.  Under load more records come after the ones fetched already: take them along."""
-        records = await self._tail.poll(IDLE_S, RECORDS_MAX)
+        records = await self._tail.poll(wait_s, RECORDS_MAX)
         if records and self._is_busy:
             records += await self._tail.poll(LINGER_S, RECORDS_MAX)
         return records
 
-    async def _fold(self, records: list[Record]) -> Folded:
-        """Fold what could be polled, reading what is not in memory."""
-        for offset, record in enumerate(records, self._position):
+    def _is_awaited(self, folded: Folded) -> bool:
+        """Say whether to apply now: somebody is to be told, or a read may have been waiting for some milliseconds."""
+        is_old = self._world.now_s() - self._folded_since_s > DEFER_MAX_S
+        return bool(folded.replies) or is_old or folded.messages > DEFERRED_MESSAGES_MAX
+
+    async def _fold(self, records: list[Record], before: Folded | None) -> Folded:
+        """Fold what could be polled, behind what is folded already and not applied; read what is not in memory."""
+        if before is None:
+            self._folded_since_s = self._world.now_s()
+        for offset, record in enumerate(records, before.end if before else self._position):
             if record.offset != offset:
                 raise LogFailed(f"{self.name}: expected record {offset}, got {record.offset}")
-        fold = Fold(self._rules, self._memory, self._header, records)
+        fold = Fold(self._rules, self._memory, self._header, records, before)
         for effect in fold.run():
             match effect:
                 case Missing():
@@ -300,19 +317,25 @@ class Partition:
 
     # --- commit
 
-    async def _commit(self, folded: Folded) -> None:
-        """Publish, and only when everything is acknowledged apply: the other way round a crash would lose letters."""
-        sent = [self._world.publisher.publish(target, letters) for target, letters in folded.letters.items()]
+    async def _publish(self, folded: Folded) -> None:
+        """Deliver the letters, all acknowledged: applied before that, a crash would lose them."""
+        letters, folded.letters = folded.letters, {}
+        sent = [self._world.publisher.publish(target, messages) for target, messages in letters.items()]
         for acknowledged in sent:
             await acknowledged
+
+    async def _apply(self, folded: Folded) -> None:
+        """Move the partition, and with it the replies."""
         fresh = self._world.now_s() * 1000 - folded.timestamp_ms < REPLY_AGE_MAX_MS
         await self._store.apply(self.name, folded, with_replies=fresh)
         self._position = folded.end
-        self._note_commit(folded, fresh=fresh)
+        self._is_busy = folded.messages >= BUSY_MESSAGES
+        self._memory.trim(MEMORY_ENTITIES_MAX)
+        self._note_apply(folded, fresh=fresh)
 
     # --- what people see
 
-    def _note_commit(self, folded: Folded, *, fresh: bool) -> None:
+    def _note_apply(self, folded: Folded, *, fresh: bool) -> None:
         self._note_position()
         telemetry.BATCH_MESSAGES.labels(self.name).observe(folded.messages)
         telemetry.REPEATS.labels(self.name).inc(folded.repeats)

@@ -11,8 +11,8 @@ Where a crash, or anything else that ends a step early, leaves a partition:
     apply           all letters; the state moved or it did not goes on behind the batch, or takes it once more
     replies         state and replies moved together           nothing: who missed a reply reads the result
 
-While nobody waits for what is folded (no replies), a step takes along what comes within milliseconds: its letters go out
-at once, its apply comes later.  A crash in between is a crash between publish and apply.
+While nobody waits for what is folded (no replies), a step takes along what comes within milliseconds: its letters go
+out at once, its apply comes later.  A crash in between is one between publish and apply.
 
 There is one recovery: drop the memory of the partition and load it.  Start, rebalance, failover, fence and an emptied
 store all take that way.

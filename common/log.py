@@ -29,6 +29,7 @@ REQUEST_TIMEOUT_MS = 1_000
 FETCH_WAIT_MS = 400
 SEND_TIMEOUT_S = 3.0
 STOP_TIMEOUT_S = 3.0
+START_RETRY_S = 0.5
 FAILURES_MAX = 5
 """Sends that fail in a row before the producer is replaced."""
 BACKOFF_S = 0.05
@@ -495,6 +496,16 @@ async def check_topology(settings: Settings) -> None:
             await admin.close()
     for topic in topics:
         _check_count(settings, topic["topic"].removesuffix("-inbox"), len(topic["partitions"]))
+
+
+async def wait_for_log(settings: Settings) -> None:
+    """Check the topology as soon as the log can be reached: whoever starts first must not die of it."""
+    while True:
+        try:
+            return await check_topology(settings)
+        except LogFailed as why:
+            logger.warning("waiting for the log", why=str(why))
+            await asyncio.sleep(START_RETRY_S)
 
 
 def _check_count(settings: Settings, service: str, partitions: int) -> None:

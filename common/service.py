@@ -20,15 +20,13 @@ from common.log import (
     Producer,
     Publisher,
     Tail,
-    check_topology,
     inbox,
     set_up,
+    wait_for_log,
 )
 from common.processor import Processor, World
 from common.store import Store
 from common.tasks import crash_on_error, spare_garbage_collection, spawn
-
-START_RETRY_S = 0.5
 
 logger = structlog.get_logger()
 
@@ -73,7 +71,7 @@ async def _process(machine: Machine, settings: config.Settings) -> None:
     told_to_stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told_to_stop.set)
-    await _reach_log(settings)
+    await wait_for_log(settings)
     processor = Processor(machine, settings.topology, _world(machine, settings))
     telemetry.serve(settings.bind, lambda: processor.is_ready)
     membership = spawn(Membership(settings, machine.service, processor.assign).run())
@@ -86,18 +84,8 @@ async def _process(machine: Machine, settings: config.Settings) -> None:
 
 
 async def _set_up(machine: Machine, settings: config.Settings) -> None:
-    await _reach_log(settings)
+    await wait_for_log(settings)
     await set_up(settings, machine.service)
-
-
-async def _reach_log(settings: config.Settings) -> None:
-    """Wait for the brokers: whoever starts first must not die of it."""
-    while True:
-        try:
-            return await check_topology(settings)
-        except LogFailed as why:
-            logger.warning("waiting for the log", why=str(why))
-            await asyncio.sleep(START_RETRY_S)
 
 
 def _world(machine: Machine, settings: config.Settings) -> World:

@@ -18,7 +18,7 @@ import uvloop
 from common.config import ConfigError, Settings
 from common.decision import Entity, Machine, key
 from common.fold import Codec
-from common.log import Ends, LogFailed, Producer, Publisher, check_topology
+from common.log import Ends, Producer, Publisher, wait_for_log
 from common.messages import Asker, Message, Outcome, partition_of, partitions_of
 from common.request_reply import Network, RequestReply
 from common.store import Replies, Store
@@ -29,7 +29,6 @@ READY_GAP_S = 25.0
 """How long log and replies may be silent before this process says that it is not ready: longer than a failover."""
 HEALTH_THREADS = 8
 """Threads that are kept free of waiting requests."""
-RETRY_S = 0.5
 CANNOT_BOOT = 3
 """Exit status that tells gunicorn not to start another worker: it would end the same way."""
 
@@ -140,19 +139,10 @@ class Web:
         self._requests = RequestReply(web_id, self._codec, network)
         partitions = partitions_of(self._service, self._settings.topology)
         self._started.set()
-        await self._check_topology()
+        await wait_for_log(self._settings)
         await asyncio.gather(*(spawn(work) for work in self._work(partitions)))
 
     def _work(self, partitions: list[str]) -> list[Coroutine[Any, Any, None]]:
         takers = [self._requests.take_replies(partition) for partition in partitions]
         watchers = [self._requests.watch(partition) for partition in partitions]
         return [*takers, *watchers, self._requests.sweep()]
-
-    async def _check_topology(self) -> None:
-        """Compare settings and topics, as soon as the log can be reached."""
-        while True:
-            try:
-                return await check_topology(self._settings)
-            except LogFailed as why:
-                logger.debug("log not reachable", why=str(why))
-                await asyncio.sleep(RETRY_S)

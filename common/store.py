@@ -25,8 +25,6 @@ from common.messages import Told, encode
 CALL_TIMEOUT_S = 1.0
 REPLY_WAIT_S = 1.0
 REPLY_LIFE_MS = 60_000
-REPLIES_MAX = 1_000
-"""Replies that a web process takes from its list at once."""
 
 APPLY = (Path(__file__).parent / "apply.lua").read_text()
 APPLY_SHA = hashlib.sha1(APPLY.encode(), usedforsecurity=False).hexdigest()
@@ -99,12 +97,13 @@ class Replies:
         self._web_id = web_id
 
     async def take(self, partition: str) -> list[Told]:
-        """Return the replies that have come; wait a while when there are none, then return an empty list."""
+        """Return what one apply pushed; wait a while when there is nothing, then return an empty list.
+
+        Not BLMPOP: to find its keys, redis-py asks the server (COMMAND GETKEYS) before every call.
+        """
         with _as_store_failed(f"replies of {partition}"):
-            taken = await self._redis.execute_command(
-                "BLMPOP", REPLY_WAIT_S, 1, _replies_to(partition, self._web_id), "LEFT", "COUNT", REPLIES_MAX
-            )
-        return [told for packed in taken[1] for told in _replies.decode(packed)] if taken else []
+            taken = await self._redis.execute_command("BLPOP", _replies_to(partition, self._web_id), REPLY_WAIT_S)
+        return _replies.decode(taken[1]) if taken else []
 
     async def close(self) -> None:
         """Disconnect."""

@@ -5,7 +5,7 @@ LOCK := .venv/bin/uv pip compile pyproject.toml --quiet --universal --python-ver
 	--no-emit-index-url --no-header --no-annotate
 
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap up down status test check unit bench lock
+.PHONY: help bootstrap up down status audit test check unit simulate planted bench lock
 
 help: ## Print this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ down: bootstrap ## Stop what is up, or PROFILE=...; WIPE=1 deletes its data too
 status: bootstrap ## Show every process and every partition (JSON=1: as JSON)
 	@$(PYTHON) -m local status $(if $(filter command line environment,$(origin PROFILE)),$(PROFILE)) $(if $(JSON),--json)
 
+audit: bootstrap ## Join orders, charges and deductions one by one, print every offender (JSON=1: as JSON)
+	@$(PYTHON) -m audit $(PROFILE) $(if $(JSON),--json)
+
 test: check ## Prove it all: check, unit, integration and end-to-end, on ports of its own
 	@$(PYTHON) -m pytest --durations=10 --cov --cov-report=term
 
@@ -33,6 +36,12 @@ check: bootstrap ## Format, lint, types, imports
 
 unit: bootstrap ## Run the tests that need no process
 	@$(PYTHON) -m pytest test/unit
+
+simulate: bootstrap ## Simulate the whole system from SEEDS=2000 seeds, or from one, SEED=7, with its trace
+	@PYTHONPATH=test $(PYTHON) -m simulation run $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),2000))
+
+planted: bootstrap ## Plant every known kind of bug and count the seeds until the simulation finds it
+	@PYTHONPATH=test $(PYTHON) -m simulation planted --write docs/architecture.md
 
 bench: bootstrap ## Measure checkouts against a POST that does nothing and a naive version
 	@$(PYTHON) stress-test/bench.py

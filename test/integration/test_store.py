@@ -69,6 +69,21 @@ async def test_an_apply_moves_state_and_position_together(system: System) -> Non
         assert await store.read(probe.first, ["header", "Item:apple", "Item:pear"]) == (4, [b"\x00\xff", None, b"p1"])
 
 
+async def test_a_dump_has_the_position_and_every_field_of_the_same_moment(system: System) -> None:
+    probe = a_probe(system)
+    fields: dict[str, bytes | None] = {f"Item:{number}": b"\x00\xff" for number in range(3_000)}
+
+    async with a_store(probe) as store:
+        assert await store.dump(probe.first) == (0, {})
+
+        await apply(store, probe, a_fold(0, 7, {"header": b"h", **fields}, *some_told(1)))
+        await apply(store, probe, a_fold(7, 9, {"Item:0": None}))
+
+        position, stored = await store.dump(probe.first)
+        assert position == 9
+        assert stored == {"header": b"h"} | {field: b"\x00\xff" for field in fields if field != "Item:0"}
+
+
 @pytest.mark.parametrize(("start", "end"), [(0, 8), (4, 8), (6, 8), (5_000, 8_000)])
 async def test_an_apply_from_elsewhere_is_fenced_and_writes_nothing(system: System, start: int, end: int) -> None:
     probe = a_probe(system)

@@ -1,0 +1,132 @@
+"""Evidence from a running system: the stores first, then the dead letters, then the logs."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Iterable
+from typing import TypeVar
+
+import msgspec
+
+from audit.evidence import Evidence, PartitionEvidence
+from common.config import Settings
+from common.fold import DeadLetters, Header, Record
+from common.log import DeadLetterBox, Ends, LogFailed, Producer, Tail, check_topology, inbox
+from common.messages import partitions_of
+from common.store import Store
+
+DUMP_TIMEOUT_S = 60.0
+POLL_S = 0.2
+RECORDS_MAX = 2_000
+SILENCE_MAX_S = 10.0
+OPEN_KINDS = ("Checkout", "Addition", "BatchInit")
+
+_header = msgspec.msgpack.Decoder(Header)
+T = TypeVar("T")
+
+
+class CannotAudit(Exception):
+    """What is needed for a judgement cannot be had."""
+
+
+async def read(settings: Settings, settle_s: float) -> Evidence:
+    """Return the evidence, once nothing is under way or `settle_s` seconds have passed.
+
+    Raise CannotAudit when the system is being written to meanwhile, LogFailed or StoreFailed when it cannot be reached.
+    """
+    source = Source(settings)
+    try:
+        return await source.read(settle_s)
+    finally:
+        await source.close()
+
+
+class Source:
+    """One system's logs and stores."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._store = Store(settings, DUMP_TIMEOUT_S)
+        self._ends = Ends(settings)
+        topology = settings.topology
+        self._names = [name for service in topology for name in partitions_of(service, topology)]
+
+    async def close(self) -> None:
+        """Disconnect."""
+        await self._store.close()
+        await self._ends.close()
+
+    async def read(self, settle_s: float) -> Evidence:
+        """Read at rest: when a log grows while it is read, what is read does not fit together."""
+        await check_topology(self._settings)
+        deadline_s = time.monotonic() + settle_s
+        while True:
+            await self._settle(deadline_s)
+            before = await self._all_ends()
+            evidence = await self._read(before)
+            if await self._all_ends() == before:
+                return evidence
+            if time.monotonic() > deadline_s:
+                raise CannotAudit("the logs grow while they are read: audit a system that nobody uses")
+
+    async def _settle(self, deadline_s: float) -> None:
+        """Wait until everything is applied and nothing is open.  What still is at the deadline is an offender."""
+        while time.monotonic() < deadline_s:
+            if await self._is_settled():
+                return
+            await asyncio.sleep(POLL_S)
+
+    async def _is_settled(self) -> bool:
+        for name in self._names:
+            position, (value,) = await self._store.read(name, ["header"])
+            counts = _header.decode(value).counts if value else {}
+            if position < await self._ends.end(name) or any(counts.get(kind) for kind in OPEN_KINDS):
+                return False
+        return True
+
+    async def _all_ends(self) -> dict[str, int]:
+        return dict(zip(self._names, await _all(self._ends.end(name) for name in self._names), strict=True))
+
+    async def _read(self, ends: dict[str, int]) -> Evidence:
+        dumps = await _all(self._store.dump(name) for name in self._names)
+        letters = await _all(self._dead_letters(name) for name in self._names)
+        logs = await _all(self._log(name, ends[name]) for name in self._names)
+        partitions = {
+            name: PartitionEvidence(log, dead, position, stored)
+            for name, log, dead, (position, stored) in zip(self._names, logs, letters, dumps, strict=True)
+        }
+        return Evidence(self._settings.topology, partitions, int(time.time() * 1000))
+
+    async def _dead_letters(self, name: str) -> DeadLetters:
+        service = name.rpartition("-")[0]
+        return await DeadLetterBox(self._settings, service, Producer(self._settings)).of(name)
+
+    async def _log(self, name: str, end: int) -> list[Record]:
+        tail = Tail(self._settings, inbox(name))
+        await tail.open()
+        try:
+            first, _ = await tail.bounds()
+            if first > 0:
+                raise CannotAudit(f"the log of {name} begins at {first}: what was trimmed cannot be audited")
+            tail.seek(0)
+            return await _until(tail, name, end)
+        finally:
+            await tail.close()
+
+
+async def _until(tail: Tail, name: str, end: int) -> list[Record]:
+    """Return all records below `end`; what does not come is not there to be judged."""
+    records: list[Record] = []
+    heard_s = time.monotonic()
+    while (records[-1].offset + 1 if records else 0) < end:
+        polled = await tail.poll(1.0, RECORDS_MAX)
+        records += polled
+        heard_s = time.monotonic() if polled else heard_s
+        if time.monotonic() - heard_s > SILENCE_MAX_S:
+            raise LogFailed(f"the log of {name} ends at {end}, nothing comes after {len(records)} records")
+    return records
+
+
+async def _all(reads: Iterable[Awaitable[T]]) -> list[T]:
+    return [await each for each in reads]

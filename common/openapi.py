@@ -23,8 +23,8 @@ KEY_PARAMETER = {
     "description": "The same key and the same call give the same answer without acting again, for 24 hours.",
     "schema": {"type": "string", "pattern": "^[A-Za-z0-9_.:-]{1,128}$"},
 }
-ANY_CALL = (400, 429, 503)
-ANY_POST = (422,)
+ANY_CALL = (400, 413, 503)
+ANY_POST = (422, 429)
 
 
 class ProblemDetails(msgspec.Struct):
@@ -57,6 +57,7 @@ def document(app: Flask, limits: dict[str, int]) -> dict[str, Any]:
         title=f"Checkout: {app.name}",
         version="1",
         annotations=False,
+        validation_error_status=400,  # spectree would add a 422 of its own to what names none
         naming_strategy=lambda model: model.__name__,
         servers=[{"url": f"/{app.name}"}],
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import contextlib
 import os
 import queue
 import threading
@@ -29,6 +31,7 @@ READY_GAP_S = 25.0
 """How long log and replies may be silent before this process says that it is not ready: longer than a failover."""
 HEALTH_THREADS = 8
 """Threads that are kept free of waiting requests."""
+STOP_TIMEOUT_S = 2.0
 CANNOT_BOOT = 3
 """Exit status that tells gunicorn not to start another worker: it would end the same way."""
 
@@ -60,8 +63,15 @@ class Web:
 
     def start(self) -> None:
         """Start the background thread, and return when it can take requests."""
-        threading.Thread(target=self._run, name="log", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+        self._thread.start()
         self._started.wait()
+        atexit.register(self._stop)
+
+    def _stop(self) -> None:
+        """End the background thread before the interpreter ends: uvloop, still running, would crash (SIGSEGV)."""
+        self._loop.call_soon_threadsafe(self._serving.cancel)
+        self._thread.join(STOP_TIMEOUT_S)
 
     def ask(self, entity_id: str, asker: Asker, command: Message, patience_ms: int | None = None) -> Outcome:
         """Return the command's outcome; wait for it within the patience, then raise OutcomeUnknown."""
@@ -122,8 +132,10 @@ class Web:
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         self._loop.set_exception_handler(crash_on_error)
+        self._serving = self._loop.create_task(self._serve())
         try:
-            self._loop.run_until_complete(self._serve())
+            with contextlib.suppress(asyncio.CancelledError):
+                self._loop.run_until_complete(self._serving)
         except ConfigError as why:
             logger.critical("cannot start", why=str(why))
             os._exit(CANNOT_BOOT)

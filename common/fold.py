@@ -35,7 +35,8 @@ from common.messages import (
 ATTEMPT_RETENTION_MS = 10 * 60 * 1000
 CLIENT_KEY_RETENTION_MS = 24 * 60 * 60 * 1000
 COMMAND_AGE_MAX_MS = 5 * 60 * 1000
-"""Older commands are refused: nothing may act after its own result was pruned."""
+"""Older commands are refused, and those that seem to come from the future: a late repeat of one would be young enough
+to act again after its own result was pruned."""
 RESULTS_MAX = 2_000_000
 """Results that one partition keeps; beyond that new commands are told to come back later."""
 PAGES_PRUNED_MAX = 2
@@ -45,7 +46,7 @@ STUCK = "stuck"
 """Among the counts: letters that raised and had no excuse.  Their sagas wait for a person."""
 
 OTHER_CALL = Refused(Reason.OTHER_CALL, "this Idempotency-Key was used for another call: use a new one")
-TOO_LATE = Refused(Reason.NOT_NOW, "the request reached the log too late: ask again")
+TOO_LATE = Refused(Reason.NOT_NOW, "too late in the log, or made by a clock that is wrong: ask again")
 TOO_MANY_RESULTS = Refused(Reason.NOT_NOW, "too many requests are remembered: ask again in a minute")
 
 E = TypeVar("E", bound=Entity)
@@ -285,7 +286,7 @@ class Fold:
             if result.fingerprint != request.asker.fingerprint:
                 return OTHER_CALL
             return result.outcome
-        if self._header.now_ms - request.made_ms > COMMAND_AGE_MAX_MS:
+        if abs(self._header.now_ms - request.made_ms) > COMMAND_AGE_MAX_MS:
             return TOO_LATE
         if self._header.results >= RESULTS_MAX:
             return TOO_MANY_RESULTS

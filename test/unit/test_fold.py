@@ -228,6 +228,19 @@ def test_an_older_command_is_refused_and_not_remembered() -> None:
     assert TOO_LATE.reason == Reason.NOT_NOW
 
 
+def test_a_command_from_the_future_acts_once_however_often_and_late_it_is_repeated() -> None:
+    world = a_world(stock=10)
+    asker = Asker("apple/attempt/a1", 7, "web-1")
+    command = Request(asker, NOW_MS + 6 * MINUTE_MS, SubtractStock("apple", 1))
+    for minutes in (0, 2, 11, 13):
+        world.log.now_ms = NOW_MS + minutes * MINUTE_MS
+        world.log.append("stock-0", [command])
+        world.run()
+
+    assert world.told(asker) == [TOO_LATE, Done("9"), Done("9"), TOO_LATE]
+    assert world.entity(Item, "stock", "apple") == Item(price=5, available=9)
+
+
 def test_an_old_command_is_measured_by_the_clock_of_the_log_which_never_goes_back() -> None:
     world = a_world(stock=10)
     world.log.now_ms += COMMAND_AGE_MAX_MS + 1

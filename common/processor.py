@@ -384,9 +384,9 @@ class Processor:
         """Own exactly these partitions.  What is kept goes on undisturbed, what is lost ends after its step."""
         if self._stopping:
             names = set()
-        for name in self._owned.keys() - names:
+        for name in sorted(self._owned.keys() - names):
             self._owned.pop(name).stopping = True
-        for name in names - self._owned.keys():
+        for name in sorted(names - self._owned.keys()):
             partition = Partition(name, self._machine, self._topology, self._world)
             self._owned[name] = partition
             run = spawn(partition.run())

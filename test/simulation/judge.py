@@ -1,0 +1,63 @@
+"""Judges a run: the audit of the log and the store, and the checker of what the clients saw."""
+
+from __future__ import annotations
+
+import msgspec
+from histories.checker import check
+from histories.model import Operation
+from simulation.system import System
+
+from audit import Evidence, Finding, PartitionEvidence, audit
+from common.fold import DeadLetter, DeadLetters
+from common.messages import partitions_of
+
+
+def judge(system: System, history: list[Operation]) -> list[str]:
+    """Return what is wrong, a sentence each."""
+    findings = audit(evidence(system), machines=system.machines.values()).findings
+    if system.lost:
+        return [_sentence(finding) for finding in findings if _counts_after_loss(system, finding)]
+    violations = [str(violation) for violation in check(history)]
+    return [*map(_sentence, findings), *violations]
+
+
+def evidence(system: System) -> Evidence:
+    """Return what the audit judges: it asks for everything at the end, when nothing moves."""
+    partitions = {
+        partition: _partition(system, service, partition)
+        for service in system.topology
+        for partition in partitions_of(service, system.topology)
+    }
+    return Evidence(system.topology, partitions)
+
+
+def _partition(system: System, service: str, partition: str) -> PartitionEvidence:
+    primary = system.cluster.current(partition)
+    return PartitionEvidence(
+        records=system.log.records[partition],
+        dead_letters=_dead_letters(system, service, partition),
+        position=primary.positions.get(partition, 0),
+        stored=primary.hashes.get(partition, {}),
+    )
+
+
+def _dead_letters(system: System, service: str, partition: str) -> DeadLetters:
+    letters: DeadLetters = {}
+    for record in system.log.records[f"{service}-dead-letters"]:
+        letter = msgspec.msgpack.decode(record.value, type=DeadLetter)
+        if letter.partition == partition:
+            letters.setdefault((letter.offset, letter.index), record.offset)
+    return letters
+
+
+def _counts_after_loss(system: System, finding: Finding) -> bool:
+    """When Kafka has lost acknowledged records one promise is left: who has folded one halts where it stands."""
+    if finding.invariant != "I6":
+        return False
+    lost = system.lost.get(finding.partition)
+    position, _ = system.cluster.current(finding.partition).read(finding.partition, [])
+    return lost is None or position - 1 not in lost
+
+
+def _sentence(finding: Finding) -> str:
+    return f"{finding.invariant}: {finding.kind}: {finding.entity} in {finding.partition}: {finding.detail}"

@@ -1,0 +1,203 @@
+"""The simulated log.  The contract tests hold it, and the real one, to the same promises."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from random import Random
+from typing import TypeVar
+
+import msgspec
+from aiokafka import TopicPartition
+from simulation.process import EPOCH_S, Lost, Process, Wire
+
+from common.fold import DeadLetter, DeadLetters, Record
+from common.log import LogFailed
+from common.messages import Genesis, Topology, encode, partitions_of
+
+T = TypeVar("T")
+
+CLOCKS_DIFFER_MS = 40
+
+
+class SimulatedLog:
+    """Brokers: the records of each partition, stamped by clocks that do not agree."""
+
+    def __init__(self, topology: Topology, random: Random) -> None:
+        self._random = random
+        self.records: dict[str, list[Record]] = {}
+        self.is_down: set[str] = set()
+        self.epoch: dict[str, int] = {}
+        self._waiting: dict[str, list[asyncio.Future[None]]] = {}
+        for service in topology:
+            for partition in (*partitions_of(service, topology), f"{service}-dead-letters"):
+                self.records[partition] = []
+            for partition in partitions_of(service, topology):
+                self.append(partition, encode(Genesis(f"{partition}-{random.getrandbits(32):08x}")))
+
+    def append(self, partition: str, value: bytes) -> int:
+        """Append a record, stamp it, wake who waits for it; return its offset."""
+        if partition in self.is_down:
+            raise Lost
+        records = self.records[partition]
+        error_ms = self._random.randint(-CLOCKS_DIFFER_MS, CLOCKS_DIFFER_MS)
+        now_ms = int((EPOCH_S + asyncio.get_running_loop().time()) * 1000)
+        records.append(Record(len(records), now_ms + error_ms, value))
+        for waiting in self._waiting.pop(partition, ()):
+            if not waiting.done():
+                waiting.set_result(None)
+        return len(records) - 1
+
+    def end(self, partition: str) -> int:
+        """Return the offset of the next record to come."""
+        if partition in self.is_down:
+            raise Lost
+        return len(self.records[partition])
+
+    def after(self, partition: str, position: int, records_max: int) -> list[Record]:
+        """Return the records from `position` on."""
+        if partition in self.is_down:
+            raise Lost
+        return self.records[partition][position : position + records_max]
+
+    def lose(self, partition: str, count: int) -> None:
+        """Lose the last records, acknowledged ones too, as Kafka never should; every connection breaks."""
+        del self.records[partition][-count:]
+        self.epoch[partition] = self.epoch.get(partition, 0) + 1
+
+    async def wait(self, partition: str, position: int, wait_s: float) -> None:
+        """Return when there is a record at `position`, or after `wait_s`."""
+        if len(self.records[partition]) > position or wait_s <= 0.0:
+            return
+        loop = asyncio.get_running_loop()
+        waiting = loop.create_future()
+        self._waiting.setdefault(partition, []).append(waiting)
+        timer = loop.call_later(wait_s, _end_waiting, waiting)
+        try:
+            await waiting
+        finally:
+            timer.cancel()
+
+
+def _end_waiting(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_result(None)
+
+
+class SimulatedSender:
+    """A process's producer."""
+
+    def __init__(self, log: SimulatedLog, wire: Wire, process: Process) -> None:
+        self._log = log
+        self._wire = wire
+        self._process = process
+
+    async def send(self, place: TopicPartition, value: bytes) -> int:
+        """Return the record's offset, or raise LogFailed: then it may be there, or come yet."""
+        partition = f"{place.topic.removesuffix('-inbox')}-{place.partition}"
+        return await self.append(partition, value)
+
+    async def append(self, partition: str, value: bytes) -> int:
+        """Send to a partition by its name."""
+        try:
+            offset = await self._wire.call(self._process, "send", lambda: self._log.append(partition, value))
+        except Lost as why:
+            raise LogFailed(f"send to {partition}") from why
+        self._wire.note(f"{self._process.name} appended {partition}/{offset}")
+        return offset
+
+
+class SimulatedTail:
+    """A process's connection to one partition: it sees batches of any size."""
+
+    def __init__(self, log: SimulatedLog, wire: Wire, process: Process, partition: str) -> None:
+        self._log = log
+        self._wire = wire
+        self._process = process
+        self._partition = partition
+        self._position = 0
+        self._epoch = -1
+
+    async def open(self) -> None:
+        """Connect."""
+        await self._ask(lambda: None)
+        self._epoch = self._log.epoch.get(self._partition, 0)
+
+    async def close(self) -> None:
+        """Disconnect."""
+
+    async def bounds(self) -> tuple[int, int]:
+        """Return the offsets of the first record and of the next one to come."""
+        return 0, await self._ask(lambda: self._log.end(self._partition))
+
+    def seek(self, offset: int) -> None:
+        """Go on with the record at `offset`."""
+        self._position = offset
+
+    def behind(self, position: int) -> int:
+        """Return how many records from `position` on are known to exist."""
+        return max(len(self._log.records[self._partition]) - position, 0)
+
+    async def read(self, offset: int) -> Record | None:
+        """Return the record at `offset`, None if it does not come in time."""
+        records = await self._ask(lambda: self._log.after(self._partition, offset, 1))
+        self.seek(offset + len(records))
+        return records[0] if records else None
+
+    async def poll(self, wait_s: float, records_max: int) -> list[Record]:
+        """Return the next records; wait when there are none yet."""
+        await self._process.gate()
+        await self._log.wait(self._partition, self._position, wait_s)
+        if not self.behind(self._position):
+            return []
+        most = min(records_max, self._wire.random.choice((1, 2, 5, 500)))
+        records = await self._ask(lambda: self._log.after(self._partition, self._position, most))
+        self._position += len(records)
+        return records
+
+    async def _ask(self, effect: Callable[[], T]) -> T:
+        if self._epoch not in (-1, self._log.epoch.get(self._partition, 0)):
+            raise LogFailed(f"the connection to {self._partition} broke")
+        try:
+            return await self._wire.call(self._process, "fetch", effect)
+        except Lost as why:
+            raise LogFailed(f"fetch from {self._partition}") from why
+
+
+class SimulatedEnds:
+    """Asks where partitions end."""
+
+    def __init__(self, log: SimulatedLog, wire: Wire, process: Process) -> None:
+        self._log = log
+        self._wire = wire
+        self._process = process
+
+    async def end(self, partition: str) -> int:
+        """Return the offset of the partition's next record to come."""
+        try:
+            return await self._wire.call(self._process, "end", lambda: self._log.end(partition))
+        except Lost as why:
+            raise LogFailed(f"end of {partition}") from why
+
+
+class SimulatedDeadLetterBox:
+    """One service's dead letters; a dead letter's number is its offset in a log of its own."""
+
+    def __init__(self, sender: SimulatedSender, log: SimulatedLog, service: str) -> None:
+        self._sender = sender
+        self._log = log
+        self._place = f"{service}-dead-letters"
+
+    async def put(self, letter: DeadLetter) -> int:
+        """Return the number of the dead letter, once it is acknowledged."""
+        return await self._sender.append(self._place, encode(letter))
+
+    async def of(self, partition: str, since: int = 0) -> DeadLetters:
+        """Return a partition's dead letters from number `since` on.  Of two for one message the first counts."""
+        await asyncio.sleep(0)
+        letters: DeadLetters = {}
+        for record in self._log.records[self._place][since:]:
+            letter = msgspec.msgpack.decode(record.value, type=DeadLetter)
+            if letter.partition == partition:
+                letters.setdefault((letter.offset, letter.index), record.offset)
+        return letters

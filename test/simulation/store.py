@@ -1,0 +1,210 @@
+"""The simulated store: primaries that fail over to a replica which missed the last writes, or come back empty."""
+
+from __future__ import annotations
+
+import asyncio
+from zlib import crc32
+
+from simulation.process import Lost, Process, Wire
+
+from common.fold import Folded
+from common.messages import Told
+from common.store import REPLY_WAIT_S, Fenced, StoreFailed
+
+Undo = tuple[str, int, dict[str, bytes | None]]
+"""A partition, and its position and fields before a write."""
+
+
+class Primary:
+    """One Redis primary: hashes and reply lists of its partitions.  `apply` is fenced as apply.lua is."""
+
+    def __init__(self) -> None:
+        self.hashes: dict[str, dict[str, bytes]] = {}
+        self.positions: dict[str, int] = {}
+        self.replies: dict[tuple[str, str], list[list[Told]]] = {}
+        self._undos: list[Undo] = []
+        self._waiting: dict[tuple[str, str], list[asyncio.Future[None]]] = {}
+
+    def read(self, partition: str, fields: list[str]) -> tuple[int, list[bytes | None]]:
+        """Return position and fields, as of the same moment."""
+        stored = self.hashes.get(partition, {})
+        return self.positions.get(partition, 0), [stored.get(field) for field in fields]
+
+    def apply(self, partition: str, folded: Folded, *, with_replies: bool) -> int:
+        """Move the partition if it stands at folded.start; return where it stands."""
+        position = self.positions.get(partition, 0)
+        if position != folded.start:
+            return position
+        self._write(partition, folded)
+        if with_replies:
+            for web_id, told in folded.replies.items():
+                self._push((partition, web_id), told)
+        return folded.end
+
+    def pop(self, place: tuple[str, str]) -> list[Told]:
+        """Take what one apply pushed, an empty list when there is nothing."""
+        pushed = self.replies.get(place)
+        return pushed.pop(0) if pushed else []
+
+    async def wait(self, place: tuple[str, str], wait_s: float) -> None:
+        """Return when something has been pushed, or after `wait_s`."""
+        if self.replies.get(place):
+            return
+        loop = asyncio.get_running_loop()
+        waiting = loop.create_future()
+        self._waiting.setdefault(place, []).append(waiting)
+        timer = loop.call_later(wait_s, _end_waiting, waiting)
+        try:
+            await waiting
+        finally:
+            timer.cancel()
+
+    def replica(self, missed: int) -> Primary:
+        """Return the replica that takes over: without the last writes, and without the replies."""
+        replica = Primary()
+        replica.hashes = {partition: dict(stored) for partition, stored in self.hashes.items()}
+        replica.positions = dict(self.positions)
+        kept = len(self._undos) - missed
+        for partition, position, before in reversed(self._undos[max(kept, 0) :]):
+            replica._undo(partition, position, before)
+        replica._undos = self._undos[: max(kept, 0)]
+        return replica
+
+    @property
+    def writes(self) -> int:
+        """Return how many writes can be missed."""
+        return len(self._undos)
+
+    def _write(self, partition: str, folded: Folded) -> None:
+        stored = self.hashes.setdefault(partition, {})
+        before = {field: stored.get(field) for field in folded.changes}
+        self._undos.append((partition, self.positions.get(partition, 0), before))
+        _set(stored, folded.changes)
+        self.positions[partition] = folded.end
+
+    def _undo(self, partition: str, position: int, before: dict[str, bytes | None]) -> None:
+        _set(self.hashes[partition], before)
+        self.positions[partition] = position
+
+    def _push(self, place: tuple[str, str], told: list[Told]) -> None:
+        self.replies.setdefault(place, []).append(told)
+        for waiting in self._waiting.pop(place, ()):
+            _end_waiting(waiting)
+
+
+def _set(stored: dict[str, bytes], fields: dict[str, bytes | None]) -> None:
+    for field, value in fields.items():
+        if value is None:
+            stored.pop(field, None)
+        else:
+            stored[field] = value
+
+
+def _end_waiting(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_result(None)
+
+
+class Cluster:
+    """All primaries.  A process that has not heard of a failover goes on talking to the old primary."""
+
+    def __init__(self, count: int) -> None:
+        self.primaries = [Primary() for _ in range(count)]
+        self.down: set[int] = set()
+        self._views: dict[tuple[Process, int], Primary] = {}
+
+    def number_of(self, partition: str) -> int:
+        """Return which primary has the partition."""
+        return crc32(partition.encode()) % len(self.primaries)
+
+    def current(self, partition: str) -> Primary:
+        """Return the primary that counts."""
+        return self.primaries[self.number_of(partition)]
+
+    def seen_by(self, process: Process, partition: str) -> Primary:
+        """Return the primary that `process` believes in; raise Lost when it is down."""
+        number = self.number_of(partition)
+        stale = self._views.get((process, number))
+        if stale is not None:
+            return stale
+        if number in self.down:
+            raise Lost
+        return self.primaries[number]
+
+    def fail_over(self, number: int, missed: int, deceived: list[Process]) -> None:
+        """Promote the replica; the deceived still reach the old primary, whose writes nobody will keep."""
+        old = self.primaries[number]
+        self.primaries[number] = old.replica(missed)
+        for process in deceived:
+            self._views.setdefault((process, number), old)
+
+    def undeceive(self, process: Process) -> None:
+        """Let a process see the primaries that count."""
+        for view in [view for view in self._views if view[0] is process]:
+            del self._views[view]
+
+    def empty(self, number: int) -> None:
+        """Lose everything that a primary had."""
+        self.primaries[number] = Primary()
+
+
+class SimulatedStore:
+    """A process's client of the cluster."""
+
+    def __init__(self, cluster: Cluster, wire: Wire, process: Process) -> None:
+        self._cluster = cluster
+        self._wire = wire
+        self._process = process
+
+    async def read(self, partition: str, fields: list[str]) -> tuple[int, list[bytes | None]]:
+        """Return position and fields, as of the same moment."""
+        try:
+            return await self._wire.call(
+                self._process, "read", lambda: self._primary(partition).read(partition, fields)
+            )
+        except Lost as why:
+            raise StoreFailed(f"read {partition}") from why
+
+    async def apply(self, partition: str, folded: Folded, *, with_replies: bool) -> None:
+        """Move the partition from folded.start to folded.end, or raise Fenced."""
+
+        def effect() -> int:
+            return self._primary(partition).apply(partition, folded, with_replies=with_replies)
+
+        try:
+            stored = await self._wire.call(self._process, "apply", effect)
+        except Lost as why:
+            raise StoreFailed(f"apply {partition}") from why
+        self._wire.note(f"{self._process.name} applied {partition} {folded.start}..{folded.end}, stands at {stored}")
+        if stored != folded.end:
+            raise Fenced(partition, folded.start, stored)
+
+    async def memory_share(self, partition: str) -> float:
+        """Memory is never short here."""
+        del partition
+        return 0.0
+
+    def _primary(self, partition: str) -> Primary:
+        return self._cluster.seen_by(self._process, partition)
+
+
+class SimulatedReplies:
+    """A web process's end of the reply lists."""
+
+    def __init__(self, cluster: Cluster, wire: Wire, process: Process, web_id: str) -> None:
+        self._cluster = cluster
+        self._wire = wire
+        self._process = process
+        self._web_id = web_id
+
+    async def take(self, partition: str) -> list[Told]:
+        """Return what one apply pushed; wait a while when there is nothing.  What is lost on the way is gone."""
+        place = (partition, self._web_id)
+        await self._process.gate()
+        try:
+            await self._cluster.seen_by(self._process, partition).wait(place, REPLY_WAIT_S)
+            return await self._wire.call(
+                self._process, "reply", lambda: self._cluster.seen_by(self._process, partition).pop(place)
+            )
+        except Lost as why:
+            raise StoreFailed(f"replies of {partition}") from why

@@ -17,13 +17,14 @@ from collections.abc import Collection, Container, Iterable, Iterator, Mapping, 
 from math import inf
 from typing import Literal
 
+from histories import amounts
 from histories.amounts import Amounts, Taken
 from histories.attempts import Kind, Violation, attempts_of
 from histories.book import Book, enter_amounts
 from histories.ledger import Doubt, Entity, Ledger
 from histories.model import Operation, OrderFacts
 from histories.order_book import enter_orders
-from histories.orders import Orders, Replaced
+from histories.orders import Created, Orders, Replaced
 from histories.search import Model, Search, Step, Verdict
 from histories.windows import Windows
 
@@ -41,8 +42,17 @@ def check(operations: Iterable[Operation], orders: Mapping[str, OrderFacts] | No
     book = Book(attempts, _named(orders or {}))
     enter_amounts(book, ledger)
     enter_orders(book, orders or {}, ledger)
+    _find_made_twice(ledger)
     broken = {entity: found for entity in sorted(ledger.steps) if (found := _judge(ledger, entity))}
     return [*violations, *ledger.violations, *broken.values(), *_doubted(ledger, broken)]
+
+
+def _find_made_twice(ledger: Ledger) -> None:
+    """Two creates that were given the same id would share what each of them was told is its own."""
+    for entity, steps in list(ledger.steps.items()):
+        made = [step for step in steps if isinstance(step.move, amounts.Created | Created)]
+        for step in made[1:]:
+            ledger.violate(entity, step.operation, f"this id was given before: {made[0].operation}")
 
 
 def _named(orders: Mapping[str, OrderFacts]) -> Iterator[Entity]:

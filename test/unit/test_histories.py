@@ -563,6 +563,7 @@ WRONG: dict[str, tuple[str, str, int]] = {
     "an order is another user's": (f"30-31 /orders/find/o -> {UNPAID.replace('ann', 'bob')}", "order o", 30),
     "an answer without an amount": ("30-31 /stock/add/apple/1 -> done", "item apple", 30),
     "an answer without a field": ('30-31 /payment/find_user/ann -> {"user_id": "ann"}', "user ann", 30),
+    "an id is given twice": ('30-31 /orders/create/bob -> {"order_id": "o"}', "order o", 30),
     "a status that means nothing": ("30-31 /stock/add/apple/1 -> refused 402", "item apple", 30),
 }
 

@@ -53,7 +53,9 @@ def primary_of(system: System, partition: str) -> str:
 def replica_of(system: System, partition: str) -> str:
     """Return the name of a Redis node that would take over from `primary_of`."""
     members, primary = _members(system), _primary(system, partition)
-    return node_at(system, next(member.port for member in members if member.primary_id == primary.node_id))
+    replicas = [member.port for member in members if member.primary_id == primary.node_id]
+    assert replicas, f"nobody follows the primary of {partition} at the moment"
+    return node_at(system, replicas[0])
 
 
 def redis(system: System, name: str) -> Redis:
@@ -84,7 +86,9 @@ def _members(system: System) -> tuple[redis_cluster.Member, ...]:
 
 def _primary(system: System, partition: str) -> redis_cluster.Member:
     slot = key_slot(partition.encode())
-    return next(member for member in _members(system) if any(_has(slots, slot) for slots in member.slots))
+    primaries = [member for member in _members(system) if any(_has(slots, slot) for slots in member.slots)]
+    assert primaries, f"nobody has {partition} at the moment"
+    return primaries[0]
 
 
 def _has(slots: str, slot: int) -> bool:

@@ -7,7 +7,7 @@ from histories.checker import check
 from histories.model import Operation
 from simulation.system import System
 
-from audit import Evidence, Finding, PartitionEvidence, audit
+from audit import Evidence, Finding, Kind, PartitionEvidence, audit
 from common.fold import DeadLetter, DeadLetters
 from common.messages import partitions_of
 
@@ -52,7 +52,7 @@ def _dead_letters(system: System, service: str, partition: str) -> DeadLetters:
 
 def _counts_after_loss(system: System, finding: Finding) -> bool:
     """When Kafka has lost acknowledged records one promise is left: who has folded one halts where it stands."""
-    if finding.invariant != "I6":
+    if finding.invariant != "I6" or finding.kind is Kind.DEAD_LETTER_WITHOUT_MESSAGE:
         return False
     lost = system.lost.get(finding.partition)
     position, _ = system.cluster.current(finding.partition).read(finding.partition, [])

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import msgspec
 from aiokafka import TopicPartition
+from aiokafka.errors import MessageSizeTooLargeError
 from simulation.process import EPOCH_S, Lost, Process, Wire
 
 from common.fold import DeadLetter, DeadLetters, Record
@@ -18,6 +19,9 @@ from common.messages import Genesis, Topology, encode, partitions_of
 T = TypeVar("T")
 
 CLOCKS_DIFFER_MS = 40
+REQUEST_BYTES_MAX = 1 << 20
+"""What aiokafka's producer takes at most."""
+READ_WAIT_S = 3.0
 
 
 class SimulatedLog:
@@ -55,15 +59,14 @@ class SimulatedLog:
         return len(self.records[partition])
 
     def after(self, partition: str, position: int, records_max: int) -> list[Record]:
-        """Return the records from `position` on."""
-        if partition in self.is_down:
+        """Return the records from `position` on; beyond the end there is no position to read from."""
+        if partition in self.is_down or position > len(self.records[partition]):
             raise Lost
         return self.records[partition][position : position + records_max]
 
     def lose(self, partition: str, count: int) -> None:
-        """Lose the last records, acknowledged ones too, as Kafka never should; every connection breaks."""
+        """Lose the last records, acknowledged ones too, as Kafka never should.  No connection breaks by it."""
         del self.records[partition][-count:]
-        self.epoch[partition] = self.epoch.get(partition, 0) + 1
 
     async def wait(self, partition: str, position: int, wait_s: float) -> None:
         """Return when there is a record at `position`, or after `wait_s`."""
@@ -99,12 +102,18 @@ class SimulatedSender:
 
     async def append(self, partition: str, value: bytes) -> int:
         """Send to a partition by its name."""
-        try:
-            offset = await self._wire.call(self._process, "send", lambda: self._log.append(partition, value))
-        except Lost as why:
-            raise LogFailed(f"send to {partition}") from why
+        if len(value) > REQUEST_BYTES_MAX:
+            raise MessageSizeTooLargeError
+        offset = await self.ask("send", partition, lambda: self._log.append(partition, value))
         self._wire.note(f"{self._process.name} appended {partition}/{offset}")
         return offset
+
+    async def ask(self, kind: str, partition: str, effect: Callable[[], T]) -> T:
+        """Return what a partition's leader answers."""
+        try:
+            return await self._wire.call(self._process, kind, effect)
+        except Lost as why:
+            raise LogFailed(f"{kind}: {partition}") from why
 
 
 class SimulatedTail:
@@ -140,6 +149,8 @@ class SimulatedTail:
 
     async def read(self, offset: int) -> Record | None:
         """Return the record at `offset`, None if it does not come in time."""
+        await self._process.gate()
+        await self._log.wait(self._partition, offset, READ_WAIT_S)
         records = await self._ask(lambda: self._log.after(self._partition, offset, 1))
         self.seek(offset + len(records))
         return records[0] if records else None
@@ -148,7 +159,7 @@ class SimulatedTail:
         """Return the next records; wait when there are none yet."""
         await self._process.gate()
         await self._log.wait(self._partition, self._position, wait_s)
-        if not self.behind(self._position):
+        if self._position == len(self._log.records[self._partition]):
             return []
         most = min(records_max, self._wire.random.choice((1, 2, 5, 500)))
         records = await self._ask(lambda: self._log.after(self._partition, self._position, most))
@@ -194,10 +205,13 @@ class SimulatedDeadLetterBox:
 
     async def of(self, partition: str, since: int = 0) -> DeadLetters:
         """Return a partition's dead letters from number `since` on.  Of two for one message the first counts."""
-        await asyncio.sleep(0)
         letters: DeadLetters = {}
-        for record in self._log.records[self._place][since:]:
+        for record in await self._sender.ask("fetch", self._place, lambda: self._from(since)):
             letter = msgspec.msgpack.decode(record.value, type=DeadLetter)
             if letter.partition == partition:
                 letters.setdefault((letter.offset, letter.index), record.offset)
         return letters
+
+    def _from(self, number: int) -> list[Record]:
+        end = self._log.end(self._place)
+        return self._log.after(self._place, min(number, end), end)

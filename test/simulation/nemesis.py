@@ -95,7 +95,7 @@ class Nemesis:
     def fail_over(self) -> None:
         """Promote a replica that missed the last writes; some processes do not hear of it for a while."""
         number = self._random.randrange(len(self._system.cluster.primaries))
-        missed = self._random.choice((0, 1, 2, 5, 20))
+        missed = self._random.choice((0, 1, 3, 8, 40))
         deceived = [process for process in self._processes() if self._random.random() < 0.3]
         self._system.cluster.fail_over(number, missed, deceived)
         for process in deceived:
@@ -119,20 +119,26 @@ class Nemesis:
 
     def break_connections(self) -> None:
         """Every connection to a partition's leader breaks."""
-        partition = self._random.choice(list(self._system.log.records))
-        self._system.log.epoch[partition] = self._system.log.epoch.get(partition, 0) + 1
+        self._break_connections(self._random.choice(list(self._system.log.records)))
 
     def lose_log_tail(self) -> None:
-        """Lose acknowledged records, as Kafka never should.  Who has folded them must halt."""
+        """Lose acknowledged records, as Kafka never should, at a change of leader.  Who has folded them must halt.
+
+        Every connection breaks: a tail that stayed connected would read on without noticing (decision 19).
+        """
         partition = self._random.choice([name for name in self._system.log.records if "dead" not in name])
         count = self._random.randint(1, 5)
         if len(self._system.log.records[partition]) > count:
             end = len(self._system.log.records[partition])
             self._system.lost[partition] = range(end - count, end)
             self._system.log.lose(partition, count)
+            self._break_connections(partition)
             self._system.injected["lose log tail"] += 1
 
-    # --- whom
+    # --- whom, and how
+
+    def _break_connections(self, partition: str) -> None:
+        self._system.log.epoch[partition] = self._system.log.epoch.get(partition, 0) + 1
 
     def _any_processor(self) -> ProcessorProcess | None:
         return self._random.choice(self._system.processors) if self._system.processors else None

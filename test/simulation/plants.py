@@ -258,14 +258,13 @@ def a_dead_letter_is_skipped_before_it_is_on_record() -> Any:
 
 
 def _apply_if(allowed: Callable[[int, Folded], bool]) -> Any:
+    shipped_apply = Primary.apply
+
     def apply(self: Primary, partition: str, folded: Folded, *, with_replies: bool) -> int:
         if not allowed(self.positions.get(partition, 0), folded):
             return self.positions.get(partition, 0)
-        self._write(partition, folded)
-        if with_replies:
-            for web_id, told in folded.replies.items():
-                self._push((partition, web_id), told)
-        return folded.end
+        moved = msgspec.structs.replace(folded, start=self.positions.get(partition, 0))
+        return shipped_apply(self, partition, moved, with_replies=with_replies)
 
     return ((Primary, "apply", apply),)
 

@@ -68,6 +68,8 @@ class Upgrade:
 
     async def redeliver(self) -> None:
         """Do what a person does: put the dead letters that keep a saga open into the log again."""
+        if self._system.lost:
+            return
         operator_ = Process("operator")
         publisher = Publisher(SimulatedSender(self._system.log, self._system.wire, operator_))
         first: set[tuple[str, int, int]] = set()

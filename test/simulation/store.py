@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from zlib import crc32
 
 from simulation.process import Lost, Process, Wire
@@ -11,8 +12,26 @@ from common.fold import Folded
 from common.messages import Told
 from common.store import REPLY_WAIT_S, Fenced, StoreFailed
 
-Undo = tuple[str, int, dict[str, bytes | None]]
-"""A partition, and its position and fields before a write."""
+Place = tuple[str, str]
+"""A partition and a web process: between them there is a list of replies."""
+
+
+@dataclass(frozen=True)
+class Apply:
+    """What an apply did: the partition's position and fields before it, and where it pushed replies."""
+
+    partition: str
+    position: int
+    before: dict[str, bytes | None]
+    pushed: list[Place]
+
+
+@dataclass(frozen=True)
+class Pop:
+    """What a web process took."""
+
+    place: Place
+    told: list[Told]
 
 
 class Primary:
@@ -21,9 +40,9 @@ class Primary:
     def __init__(self) -> None:
         self.hashes: dict[str, dict[str, bytes]] = {}
         self.positions: dict[str, int] = {}
-        self.replies: dict[tuple[str, str], list[list[Told]]] = {}
-        self._undos: list[Undo] = []
-        self._waiting: dict[tuple[str, str], list[asyncio.Future[None]]] = {}
+        self.replies: dict[Place, list[list[Told]]] = {}
+        self._writes: list[Apply | Pop] = []
+        self._waiting: dict[Place, list[asyncio.Future[None]]] = {}
 
     def read(self, partition: str, fields: list[str]) -> tuple[int, list[bytes | None]]:
         """Return position and fields, as of the same moment."""
@@ -35,18 +54,21 @@ class Primary:
         position = self.positions.get(partition, 0)
         if position != folded.start:
             return position
-        self._write(partition, folded)
-        if with_replies:
-            for web_id, told in folded.replies.items():
-                self._push((partition, web_id), told)
+        replies = folded.replies if with_replies else {}
+        self._write(partition, folded, [(partition, web_id) for web_id in replies])
+        for web_id, told in replies.items():
+            self._push((partition, web_id), told)
         return folded.end
 
-    def pop(self, place: tuple[str, str]) -> list[Told]:
+    def pop(self, place: Place) -> list[Told]:
         """Take what one apply pushed, an empty list when there is nothing."""
-        pushed = self.replies.get(place)
-        return pushed.pop(0) if pushed else []
+        if not self.replies.get(place):
+            return []
+        told = self.replies[place].pop(0)
+        self._writes.append(Pop(place, told))
+        return told
 
-    async def wait(self, place: tuple[str, str], wait_s: float) -> None:
+    async def wait(self, place: Place, wait_s: float) -> None:
         """Return when something has been pushed, or after `wait_s`."""
         if self.replies.get(place):
             return
@@ -60,33 +82,40 @@ class Primary:
             timer.cancel()
 
     def replica(self, missed: int) -> Primary:
-        """Return the replica that takes over: without the last writes, and without the replies."""
+        """Return the replica that takes over, without the last writes: what was taken lately comes again."""
         replica = Primary()
         replica.hashes = {partition: dict(stored) for partition, stored in self.hashes.items()}
         replica.positions = dict(self.positions)
-        kept = len(self._undos) - missed
-        for partition, position, before in reversed(self._undos[max(kept, 0) :]):
-            replica._undo(partition, position, before)
-        replica._undos = self._undos[: max(kept, 0)]
+        replica.replies = {place: list(pushed) for place, pushed in self.replies.items()}
+        kept = max(len(self._writes) - missed, 0)
+        for write in reversed(self._writes[kept:]):
+            replica._undo(write)
+        replica._writes = self._writes[:kept]
         return replica
 
     @property
     def writes(self) -> int:
         """Return how many writes can be missed."""
-        return len(self._undos)
+        return len(self._writes)
 
-    def _write(self, partition: str, folded: Folded) -> None:
+    def _write(self, partition: str, folded: Folded, pushed: list[Place]) -> None:
         stored = self.hashes.setdefault(partition, {})
         before = {field: stored.get(field) for field in folded.changes}
-        self._undos.append((partition, self.positions.get(partition, 0), before))
+        self._writes.append(Apply(partition, self.positions.get(partition, 0), before, pushed))
         _set(stored, folded.changes)
         self.positions[partition] = folded.end
 
-    def _undo(self, partition: str, position: int, before: dict[str, bytes | None]) -> None:
-        _set(self.hashes[partition], before)
-        self.positions[partition] = position
+    def _undo(self, write: Apply | Pop) -> None:
+        match write:
+            case Apply():
+                _set(self.hashes[write.partition], write.before)
+                self.positions[write.partition] = write.position
+                for place in write.pushed:
+                    self.replies[place].pop()
+            case Pop():
+                self.replies[write.place].insert(0, write.told)
 
-    def _push(self, place: tuple[str, str], told: list[Told]) -> None:
+    def _push(self, place: Place, told: list[Told]) -> None:
         self.replies.setdefault(place, []).append(told)
         for waiting in self._waiting.pop(place, ()):
             _end_waiting(waiting)

@@ -54,7 +54,8 @@ def replica_of(system: System, partition: str) -> str:
     """Return the name of a Redis node that would take over from `primary_of`."""
     members, primary = _members(system), _primary(system, partition)
     replicas = [member.port for member in members if member.primary_id == primary.node_id]
-    assert replicas, f"nobody follows the primary of {partition} at the moment"
+    if not replicas:
+        raise LookupError(f"nobody follows the primary of {partition} at the moment")
     return node_at(system, replicas[0])
 
 
@@ -87,7 +88,8 @@ def _members(system: System) -> tuple[redis_cluster.Member, ...]:
 def _primary(system: System, partition: str) -> redis_cluster.Member:
     slot = key_slot(partition.encode())
     primaries = [member for member in _members(system) if any(_has(slots, slot) for slots in member.slots)]
-    assert primaries, f"nobody has {partition} at the moment"
+    if not primaries:
+        raise LookupError(f"nobody has {partition} at the moment")
     return primaries[0]
 
 

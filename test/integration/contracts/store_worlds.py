@@ -189,7 +189,7 @@ class RealStoreWorld:
         faults.wait_until(self._are_found, f"it is known who has {self.partition}")
 
     def _are_found(self) -> bool:
-        with suppress(StopIteration):  # soon after a failover a node does not know whose replica another one is
+        with suppress(LookupError):  # soon after a failover a node does not know whose replica another one is
             self._primary = faults.primary_of(self._system, self.partition)
             self._replica = faults.replica_of(self._system, self.partition)
             following = self._node(self._replica).info("replication")

@@ -7,7 +7,7 @@ LOCK := .venv/bin/uv pip compile pyproject.toml --quiet --universal --python-ver
 	--no-emit-index-url --no-header --no-annotate
 
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap up down status audit test check unit simulate planted bench lock
+.PHONY: help bootstrap up down status audit test check unit simulate planted drills bench lock
 
 help: ## Print this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,7 +30,7 @@ audit: bootstrap ## Join orders, charges and deductions one by one, print every 
 test: check ## Prove it all: check, unit, simulation, integration, end-to-end; on ports of its own
 	@$(PYTHON) -m pytest test/unit --durations=5 --cov --cov-report=
 	@$(PYTHON) -m coverage report --include=$(PURE) --fail-under=100
-	@$(PYTHON) -m pytest --ignore=test/unit --durations=10 --cov --cov-append --cov-report=term
+	@$(PYTHON) -m pytest --ignore=test/unit --ignore=test/drills --durations=10 --cov --cov-append --cov-report=term
 
 check: bootstrap ## Format, lint, types, imports
 	@.venv/bin/ruff format --check
@@ -46,6 +46,10 @@ simulate: bootstrap ## Simulate the whole system from SEEDS=2000 seeds, or from 
 
 planted: bootstrap ## Plant every known kind of bug and count the seeds until the simulation finds it
 	@PYTHONPATH=test $(PYTHON) -m simulation planted --write docs/architecture.md
+
+drills: bootstrap ## Lose processes, Redis nodes and brokers under load (FAULT=redis RUNS=20 SECONDS=18 SEED=1)
+	@PYTHONPATH=test $(PYTHON) -m drills run $(if $(FAULT),--fault $(FAULT)) $(if $(RUNS),--runs $(RUNS)) \
+		$(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
 
 bench: bootstrap ## Measure checkouts against a POST that does nothing and a naive version
 	@$(PYTHON) stress-test/bench.py

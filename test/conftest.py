@@ -19,7 +19,7 @@ from local.system import System
 
 PROFILE = "test"
 ASYNC_TEST_TIMEOUT_S = 120
-ORDER = ("unit", "simulation", "integration", "e2e")
+ORDER = ("unit", "simulation", "integration", "drills", "e2e")
 """What is quick and precise runs first; integration before e2e, whose restarts leave a longer log."""
 
 collect_ignore = ["test_microservices.py", "stress-test"]  # test/e2e runs the given tests, as their users do
@@ -43,7 +43,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark by folder, and keep what needs the system together on one of xdist's workers (--dist loadgroup)."""
     for item in items:
         item.add_marker(folder(item))
-        if folder(item) in ("integration", "e2e"):
+        if folder(item) in ("integration", "drills", "e2e"):
             item.add_marker(pytest.mark.xdist_group("system"))
     items.sort(key=lambda item: ORDER.index(folder(item)) if folder(item) in ORDER else 0)
 

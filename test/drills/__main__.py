@@ -1,0 +1,125 @@
+"""`make drills`: faults under load, each so many times; exit 1 when anything is not as required."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+from drills.drill import Plan, Result, drill
+from drills.faults import FAULTS, Fault, chosen
+from drills.records import Record
+from drills.report import Report, table
+from drills.well import time_until_well
+from histories.model import dump
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from local.profiles import PROFILES, REPOSITORY
+from local.system import System
+
+console = Console(highlight=False)
+
+
+@click.group()
+def main() -> None:
+    """Lose processes, nodes and brokers under load, and see what clients are told."""
+    # What is dead is not a client's complaint.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+
+
+@main.command()
+@click.option("--fault", "name", default="", help="This one, or all whose names begin so; all of them without it.")
+@click.option("--runs", default=1, show_default=True, help="Of each fault.")
+@click.option("--seconds", default=18.0, show_default=True, help="Of load, at least; some faults need more.")
+@click.option("--rate", default=80.0, show_default=True, help="Requests a second.")
+@click.option("--seed", default=1, show_default=True, help="Who is hit, and who asks for what.")
+@click.option("--profile", type=click.Choice(list(PROFILES)), default="ha", show_default=True)
+def run(name: str, profile: str, runs: int, **plan: float) -> None:
+    """Drill, and write reports/drills/<date>-<seed>/index.html."""
+    faults = chosen(name)
+    if not faults:
+        raise click.ClickException(f"No fault is named {name}: python -m drills list")
+    how = Plan(rate=plan["rate"], seconds=plan["seconds"], seed=int(plan["seed"]))
+    folder = REPOSITORY / "reports" / "drills" / f"{datetime.now(UTC):%Y-%m-%dT%H%M%S}-{how.seed}"
+    folder.mkdir(parents=True)
+    with up(System(profile)) as system:
+        results = list(drills(system, [(fault, number) for fault in faults for number in range(runs)], how, folder))
+    report = Report(results, how, profile, commit())
+    report.write(folder)
+    console.print(table(report))
+    console.print(f"Written: {folder}/index.html", soft_wrap=True)
+    sys.exit(any(result.missed for result in results))
+
+
+@main.command(name="list")
+def list_() -> None:
+    """Show the faults, and what is required of each."""
+    rows = Table("fault", "what", "required")
+    for fault in FAULTS:
+        rows.add_row(fault.name, fault.what, str(fault.requirement))
+    console.print(rows)
+
+
+def drills(system: System, todo: list[tuple[Fault, int]], how: Plan, folder: Path) -> Iterator[Result]:
+    """Drill one after the other, each when the system is well again."""
+    with progress() as bar:
+        task = bar.add_task("", total=len(todo), step="")
+        for fault, number in todo:
+            bar.update(task, description=f"{fault.name} {number}", step="well?")
+            time_until_well(system)
+            result, records = drill(system, fault, how, number, lambda step: bar.update(task, step=step))
+            keep(result, records, folder)
+            bar.console.print(line(result), soft_wrap=True)
+            bar.advance(task)
+            yield result
+
+
+def keep(result: Result, records: list[Record], folder: Path) -> None:
+    """Keep the calls of a run that is to be looked into."""
+    if result.missed or result.undecided:
+        dump((record.operation for record in records), folder / f"{result.name}.history.jsonl")
+
+
+def line(result: Result) -> str:
+    """Return a run in a line."""
+    verdict = f"[bold red]{escape('; '.join(result.missed))}[/]" if result.missed else "[green]as required[/]"
+    measured = result.measured
+    numbers = f"gap {measured.gap_s:5.2f} s, longest before {measured.before.longest_s:.2f} s"
+    return f"{result.name:28} {numbers}, load {result.load_average:4.1f}: {verdict}"
+
+
+def commit() -> str:
+    """Return what is drilled, as git names it."""
+    command = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False).stdout.strip()
+
+
+@contextmanager
+def up(system: System) -> Iterator[System]:
+    """Yield the system; what was down is up meanwhile, and down again afterwards."""
+    was_up = system.is_up()
+    if not was_up:
+        subprocess.run([sys.executable, "-m", "local", "up", system.profile.name], cwd=REPOSITORY, check=True)
+    try:
+        yield system
+    finally:
+        if not was_up:
+            system.down()
+
+
+def progress() -> Progress:
+    """Return a bar."""
+    columns = (TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, TextColumn("{task.fields[step]}"), console=console)
+
+
+if __name__ == "__main__":
+    main()

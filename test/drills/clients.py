@@ -1,0 +1,186 @@
+"""The clients: a process of its own, so that what it measures is not what the drill does meanwhile.
+
+    python -m drills.clients URL SEED RATE SECONDS FILE
+
+It makes a town and says `ready`; told `go`, it says what time it is, asks what is due when it is due, and says `done`;
+told `look`, it reads all that it has touched, writes FILE and says `written`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from random import Random
+from typing import TypeVar
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import uvloop
+from drills import schedule
+from drills.records import CUT, Record, dump
+from drills.schedule import PLENTY, PRICE, Order, Planned, Town
+from drills.wire import Answer, Cut, Wire
+from histories.model import Invocation, Ok, Operation, Unknown
+from histories.recording import outcome_of
+
+ASK_AGAIN_S = 0.2
+"""After what did not say how long to wait.  Who does not heed Retry-After is one more fault: a storm."""
+OUTAGE_MAX_S = 90.0
+"""Who has a key gives up after that."""
+AT_ONCE = 24
+"""So many callers set up and look."""
+ODD_ONES = 16
+"""Of so many orders one has a poor user, and one a scarce item."""
+
+Input = TypeVar("Input")
+Output = TypeVar("Output")
+
+
+class SetUpFailed(Exception):
+    """The town could not be made: the system was not well before anything was done to it."""
+
+
+class Clients:
+    """Ask, and write down."""
+
+    def __init__(self, wire: Wire, random: Random) -> None:
+        self.records: list[Record] = []
+        self._wire = wire
+        self._random = random
+
+    async def load(self, plan: Sequence[Planned], start: float) -> None:
+        """Ask what is due when it is due; return when everything that can be known is known."""
+        async with asyncio.TaskGroup() as tasks:
+            for number, planned in enumerate(plan):
+                due = start + planned.due_s
+                await asyncio.sleep(due - time.monotonic())
+                tasks.create_task(self._request(planned, number, due))
+
+    async def surely(self, planned: Planned) -> Record:
+        """Ask until there is a yes or a no."""
+        return await self._request(planned, None, time.monotonic())
+
+    async def _request(self, planned: Planned, number: int | None, due: float) -> Record:
+        while True:
+            record = await self._call(planned, number, due)
+            is_over = record.is_definite or time.monotonic() > due + OUTAGE_MAX_S
+            if is_over or (planned.key is None and number is not None):
+                return record
+            await asyncio.sleep(record.retry_after_s or ASK_AGAIN_S)
+
+    async def _call(self, planned: Planned, number: int | None, due: float) -> Record:
+        name = "town" if number is None else f"request {number}"
+        invocation = Invocation(name, planned.method, planned.path, planned.key)
+        began = time.monotonic()
+        try:
+            answer = await self._wire.ask(planned.method, planned.path, planned.key)
+        except Cut as why:
+            operation = Operation(invocation, Unknown(), began, time.monotonic())
+            record = Record(operation, CUT, planned.expected, number, due, str(why))
+        else:
+            operation = Operation(invocation, outcome_of(answer.status, answer.body), began, time.monotonic())
+            problem = answer.body.decode(errors="replace") if answer.status >= 400 else ""
+            record = Record(operation, answer.status, planned.expected, number, due, problem, _retry_after_s(answer))
+        self.records.append(record)
+        return record
+
+    # What there is
+
+    async def make_town(self, orders: int) -> Town:
+        """Make users, items and orders."""
+        users = await self._made(schedule.USERS, "/payment/create_user", f"/payment/add_funds/{{}}/{PLENTY}")
+        items = await self._made(schedule.ITEMS, f"/stock/item/create/{PRICE}", f"/stock/add/{{}}/{PLENTY}")
+        poor = await self._made(schedule.POOR, "/payment/create_user")
+        scarce = await self._made(schedule.SCARCE, f"/stock/item/create/{PRICE}")
+        town = Town(users, poor, items, scarce, (), ())
+        baskets = await _in_parallel(lambda _: self._order(town, 200), range(schedule.BASKETS))
+        statuses = [{0: 402, 1: 409}.get(number % ODD_ONES, 200) for number in range(orders)]
+        made = await _in_parallel(lambda status: self._order(town, status), statuses)
+        return Town(users, poor, items, scarce, tuple(made), tuple(basket.order_id for basket in baskets))
+
+    async def look(self, town: Town) -> None:
+        """Read everything once more."""
+        orders = (*town.baskets, *(order.order_id for order in town.orders))
+        paths = schedule.looks((*town.users, *town.poor), (*town.items, *town.scarce), orders)
+        await _in_parallel(lambda path: self.surely(Planned(0, "GET", path)), paths)
+
+    async def _order(self, town: Town, status: int) -> Order:
+        """Make an order whose checkout has this status."""
+        order_id = await self._id(f"/orders/create/{self._random.choice(town.poor if status == 402 else town.users)}")
+        items = self._random.sample(town.items, self._random.randint(1, 2))
+        items += [self._random.choice(town.scarce)] if status == 409 else []
+        for item_id in items:
+            await self._yes(f"/orders/addItem/{order_id}/{item_id}/{self._random.randint(1, 2)}")
+        return Order(order_id, status)
+
+    async def _made(self, count: int, create: str, then: str = "") -> tuple[str, ...]:
+        ids = await _in_parallel(lambda _: self._id(create), range(count))
+        await _in_parallel(lambda new_id: self._yes(then.format(new_id)), ids if then else ())
+        return tuple(ids)
+
+    async def _id(self, path: str) -> str:
+        body = await self._yes(path)
+        assert isinstance(body, dict)
+        return str(next(iter(body.values())))
+
+    async def _yes(self, path: str) -> str | dict[str, object]:
+        key = UUID(int=self._random.getrandbits(128)).hex
+        record = await self.surely(Planned(0, "POST", path, key))
+        if not isinstance(record.operation.outcome, Ok):
+            raise SetUpFailed(f"{path}: {record.answer} {record.problem}")
+        return record.operation.outcome.body
+
+
+def _retry_after_s(answer: Answer) -> float | None:
+    told = answer.headers.get("retry-after")
+    return None if told is None else float(told)
+
+
+async def _in_parallel(work: Callable[[Input], Awaitable[Output]], inputs: Sequence[Input]) -> list[Output]:
+    """Return the results of `work` on each input, in their order."""
+    places = asyncio.Semaphore(AT_ONCE)
+
+    async def one(each: Input) -> Output:
+        async with places:
+            return await work(each)
+
+    return await asyncio.gather(*map(one, inputs))
+
+
+async def _told(word: str) -> None:
+    """Wait for a line on the standard input."""
+    line = await asyncio.to_thread(sys.stdin.readline)
+    assert line.strip() == word, f"told {line!r}, not {word!r}"
+
+
+def _say(word: str) -> None:
+    sys.stdout.write(f"{word}\n")
+    sys.stdout.flush()
+
+
+async def _main(url: str, seed: str, rate: float, seconds: float, path: str) -> None:
+    place, random = urlsplit(url), Random(seed)
+    wire = Wire(place.hostname or "", place.port or 80)
+    # Keys are new in every run, also of the same seed: their results are kept for a day.
+    clients = Clients(wire, Random(f"{seed} {time.time_ns()}"))
+    town = await clients.make_town(schedule.order_count(rate, seconds))
+    plan = schedule.plan(town, random, rate, seconds)
+    _say("ready")
+    await _told("go")
+    start = time.monotonic()
+    _say(f"{start}")
+    await clients.load(plan, start)
+    _say("done")
+    await _told("look")
+    await clients.look(town)
+    dump(clients.records, Path(path))
+    wire.close()
+    _say("written")
+
+
+if __name__ == "__main__":
+    URL, SEED, RATE, SECONDS, FILE = sys.argv[1:]
+    uvloop.run(_main(URL, SEED, float(RATE), float(SECONDS), FILE))

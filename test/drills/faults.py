@@ -1,0 +1,281 @@
+"""The faults, a row each: what it is, what is done, what is required."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from drills import brokers, torn, well
+from drills.requirement import CLIENTS_ASK_AGAIN, NOTHING_FAILS, Requirement
+from drills.scene import Scene
+from e2e.faults import replica_of, wait_until
+from msgspec.structs import replace
+
+from local.profiles import SERVICES
+
+FREEZE_S = 8.0
+AWAY_S = 30.0
+SLOW_S = 12.0
+A_TWENTIETH = (0.005, 0.095)
+MOSTLY_200_MS = (0.005, 0.2)
+ALONE = "order-0"
+"""No other partition's state is where this one's is."""
+BETWEEN_KILLS_MAX_S = 0.03
+
+Inject = Callable[[Scene], object]
+"""Does it, and returns when nothing more is done to the system; what died comes back by itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """`touches` are the beginnings of the paths that suffer by it; the throughput of all others is compared."""
+
+    name: str
+    what: str
+    inject: Inject
+    requirement: Requirement
+    load_s_min: float = 18.0
+    touches: tuple[str, ...] = ()
+
+
+def within(gap_s: float) -> Requirement:
+    """Return that nothing fails, and nobody waits longer."""
+    return replace(NOTHING_FAILS, gap_s_max=gap_s)
+
+
+def chosen(name: str) -> list[Fault]:
+    """Return the fault of this name, or those whose names begin with it; all for no name."""
+    exact = [fault for fault in FAULTS if fault.name == name]
+    return exact or [fault for fault in FAULTS if fault.name.startswith(name)]
+
+
+# --- what is done ----------------------------------------------------------------------------------------------------
+
+
+def kill_web(service: str) -> Inject:
+    return lambda scene: scene.kill(scene.web(service))
+
+
+def kill_processor(service: str) -> Inject:
+    return lambda scene: scene.kill(scene.processor(service))
+
+
+def freeze_processor(service: str) -> Inject:
+    return lambda scene: scene.freeze(scene.processor(service), FREEZE_S)
+
+
+def kill_redis(scene: Scene) -> None:
+    scene.kill(scene.redis_primary())
+
+
+def freeze_redis(scene: Scene) -> None:
+    scene.freeze(scene.redis_primary(), FREEZE_S)
+
+
+def empty_redis(scene: Scene) -> None:
+    scene.kill_emptied(scene.redis_primary())
+
+
+def flush_redis(scene: Scene) -> None:
+    scene.flush(scene.redis_primary())
+
+
+def kill_shard(scene: Scene) -> None:
+    partition = scene.partition()
+    replica, primary = replica_of(scene.system, partition), scene.redis_primary_of(partition)
+    scene.kill(replica)
+    scene.kill(primary)
+
+
+def kill_broker(role: str) -> Inject:
+    return lambda scene: scene.kill(scene.broker(role))
+
+
+def freeze_broker(role: str) -> Inject:
+    return lambda scene: scene.freeze(scene.broker(role), FREEZE_S)
+
+
+def restart_brokers(scene: Scene) -> None:
+    for node in range(scene.system.profile.brokers):
+        scene.restart(f"kafka-{node}")
+        wait_until(lambda: brokers.are_in_sync(scene.system), "every replica is in sync")
+
+
+def empty_broker(scene: Scene) -> None:
+    scene.kill_emptied(scene.broker("leader"))
+
+
+def two_brokers(scene: Scene) -> None:
+    names = scene.random.sample([f"kafka-{node}" for node in range(scene.system.profile.brokers)], 2)
+    scene.away(names, AWAY_S)
+
+
+def kill_gateway(scene: Scene) -> None:
+    scene.kill("gateway")
+
+
+def kill_three(scene: Scene) -> None:
+    scene.kill(scene.web("stock"), scene.redis_primary(), scene.broker("leader"))
+
+
+def kill_everything(scene: Scene) -> None:
+    names = list(scene.system.names())
+    scene.random.shuffle(names)
+    for name in names:
+        scene.kill(name)
+        time.sleep(scene.random.random() * BETWEEN_KILLS_MAX_S)
+    wait_until(lambda: well.all_run(scene.system), "every process runs")
+
+
+def tear_everything(scene: Scene) -> None:
+    """Cut off what no disk may have had yet: of every Redis node, and of one broker."""
+    names = list(scene.system.names())
+    scene.random.shuffle(names)
+    lengths = torn.aof_lengths(scene.system)
+    time.sleep(torn.UNSYNCED_S)
+    broker = f"kafka-{scene.random.randrange(scene.system.profile.brokers)}"
+    with scene.cut_short(*names):
+        scene.note(f"{torn.cut_aofs(lengths)} bytes of append-only files cut off")
+        scene.note(f"{torn.cut_segments(scene.system.data_folder(broker))} bytes of {broker}'s log cut off")
+    wait_until(lambda: well.all_run(scene.system), "every process runs")
+
+
+def slow_processor(scene: Scene) -> None:
+    scene.slow(scene.processor("payment"), A_TWENTIETH, SLOW_S)
+
+
+def slow_redis(scene: Scene) -> None:
+    scene.slow(scene.redis_primary_of(ALONE), MOSTLY_200_MS, SLOW_S)
+
+
+# --- what is required ------------------------------------------------------------------------------------------------
+
+EMPTIED = "a Redis primary emptied and restarted at once"
+OF_A_BROKER = replace(NOTHING_FAILS, gap_s_max=4.5, controller_gap_s_max=7.0)
+BROKER_ROLES = {
+    "leader": "the broker that leads the busiest partition",
+    "controller": "the broker that is the active controller",
+    "coordinator": "the broker that coordinates a group",
+}
+
+
+def _of_each_service(service: str) -> Iterator[Fault]:
+    web, processor = f"{service} web process", f"{service} processor"
+    yield Fault(
+        name=f"web-kill-{service}",
+        what=f"{web}: kill -9",
+        inject=kill_web(service),
+        requirement=within(2.0),
+    )
+    yield Fault(
+        name=f"processor-kill-{service}",
+        what=f"{processor}: kill -9",
+        inject=kill_processor(service),
+        requirement=within(3.5),
+    )
+    yield Fault(
+        name=f"processor-freeze-{service}",
+        what=f"{processor}: SIGSTOP 8 s",
+        inject=freeze_processor(service),
+        requirement=within(3.5),
+        load_s_min=24.0,
+    )
+
+
+def _of_each_role(role: str) -> Iterator[Fault]:
+    yield Fault(
+        name=f"broker-kill-{role}",
+        what=f"{BROKER_ROLES[role]}: kill -9",
+        inject=kill_broker(role),
+        requirement=OF_A_BROKER,
+        load_s_min=22.0,
+    )
+    yield Fault(
+        name=f"broker-freeze-{role}",
+        what=f"{BROKER_ROLES[role]}: SIGSTOP 8 s",
+        inject=freeze_broker(role),
+        requirement=OF_A_BROKER,
+        load_s_min=26.0,
+    )
+
+
+FAULTS: tuple[Fault, ...] = (
+    *(fault for service in SERVICES for fault in _of_each_service(service)),
+    Fault(name="redis-kill", what="a Redis primary: kill -9", inject=kill_redis, requirement=within(4.0)),
+    Fault(
+        name="redis-freeze",
+        what="a Redis primary: SIGSTOP 8 s",
+        inject=freeze_redis,
+        requirement=within(4.0),
+        load_s_min=24.0,
+    ),
+    Fault(name="redis-emptied", what=EMPTIED, inject=empty_redis, requirement=NOTHING_FAILS, load_s_min=24.0),
+    Fault(name="redis-flushed", what="a Redis primary: FLUSHALL", inject=flush_redis, requirement=NOTHING_FAILS),
+    Fault(
+        name="redis-shard",
+        what="a replica, then its primary before it is back: kill -9",
+        inject=kill_shard,
+        requirement=CLIENTS_ASK_AGAIN,
+    ),
+    *(fault for role in BROKER_ROLES for fault in _of_each_role(role)),
+    Fault(
+        name="broker-rolling",
+        what="all brokers, one after the other: SIGTERM, restart",
+        inject=restart_brokers,
+        requirement=within(2.0),
+        load_s_min=90.0,
+    ),
+    Fault(
+        name="broker-emptied",
+        what="a broker: kill -9, disk emptied, restart",
+        inject=empty_broker,
+        requirement=NOTHING_FAILS,
+        load_s_min=26.0,
+    ),
+    Fault(
+        name="brokers-two",
+        what="two brokers away for 30 s: kill -9",
+        inject=two_brokers,
+        requirement=replace(NOTHING_FAILS, failures=frozenset({"503"}), is_503_late=True),
+        load_s_min=60.0,
+    ),
+    Fault(name="gateway-kill", what="the gateway: kill -9", inject=kill_gateway, requirement=CLIENTS_ASK_AGAIN),
+    Fault(
+        name="three-at-once",
+        what="stock web, a Redis primary and a broker at once: kill -9",
+        inject=kill_three,
+        requirement=replace(NOTHING_FAILS, failures=frozenset({"503"}), is_503_late=True, gap_s_max=10.0),
+        load_s_min=30.0,
+    ),
+    Fault(
+        name="everything",
+        what="everything: kill -9 in random order, started in random order",
+        inject=kill_everything,
+        requirement=replace(CLIENTS_ASK_AGAIN, well_s_max=30.0),
+        load_s_min=40.0,
+    ),
+    Fault(
+        name="everything-torn",
+        what="everything: kill -9, unsynced ends cut off all append-only files and off one broker's log",
+        inject=tear_everything,
+        requirement=replace(CLIENTS_ASK_AGAIN, well_s_max=30.0),
+        load_s_min=40.0,
+    ),
+    Fault(
+        name="redis-slow",
+        what="a Redis primary that stands 200 ms before it answers, for 12 s",
+        inject=slow_redis,
+        requirement=replace(NOTHING_FAILS, others_share_min=0.6),
+        load_s_min=30.0,
+        touches=("/orders/",),
+    ),
+    Fault(
+        name="processor-slow",
+        what="a payment processor at 5 % CPU for 12 s",
+        inject=slow_processor,
+        requirement=replace(NOTHING_FAILS, others_share_min=0.6),
+        load_s_min=30.0,
+        touches=("/payment/", "/orders/checkout/"),
+    ),
+)

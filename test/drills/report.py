@@ -1,0 +1,141 @@
+"""The report: a table on the terminal, results.json, a PNG for each run that is shown, and one page with all of it."""
+
+from __future__ import annotations
+
+import statistics
+from base64 import b64encode
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from drills.drill import Plan, Result
+from drills.pictures import draw
+from jinja2 import Environment, FileSystemLoader, select_autoescape
+from rich.table import Table
+
+NUMBERS = ("runs", "failed", "gap s", "worst", "before", "well s", "wrong")
+HEADINGS = ("fault", "required", *NUMBERS, "audit", "missed")
+MISSED_SHOWN = 3
+"""Of each fault; the worst run is always shown."""
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """All runs of one fault."""
+
+    fault: str
+    what: str
+    required: str
+    runs: list[Result]
+
+    @property
+    def failed(self) -> int:
+        """How many calls failed, whether that is allowed or not."""
+        return sum(sum(run.measured.failures.values()) for run in self.runs)
+
+    @property
+    def gap_s(self) -> float:
+        """The median."""
+        return statistics.median(run.measured.gap_s for run in self.runs)
+
+    @property
+    def worst(self) -> Result:
+        """The run with the longest gap."""
+        return max(self.runs, key=lambda run: run.measured.gap_s)
+
+    @property
+    def before_s(self) -> float:
+        """The longest wait before any fault: what the machine alone costs."""
+        return max(run.measured.before.longest_s for run in self.runs)
+
+    @property
+    def well_s(self) -> float | None:
+        """The longest time until the system was well; None if it once never was."""
+        times = [run.well_s for run in self.runs]
+        return None if None in times else max(time for time in times if time is not None)
+
+    @property
+    def unexplained(self) -> int:
+        """How many answers cannot be explained."""
+        return sum(len(run.violations) for run in self.runs)
+
+    @property
+    def unclean(self) -> int:
+        """How many audits found something, or could not tell."""
+        return sum(not run.audit["is_clean"] for run in self.runs)
+
+    @property
+    def missed(self) -> list[Result]:
+        """The runs that were not as required."""
+        return [run for run in self.runs if run.missed]
+
+    @property
+    def answers(self) -> dict[str, int]:
+        """What was answered how often, over all runs."""
+        return dict(sorted(sum((Counter(run.measured.answers) for run in self.runs), Counter()).items()))
+
+    @property
+    def shown(self) -> list[Result]:
+        """The runs that people look at."""
+        return [self.worst, *(run for run in self.missed if run is not self.worst)][: MISSED_SHOWN + 1]
+
+    def cells(self) -> tuple[str, ...]:
+        """Return what stands below HEADINGS: what is required second, what was missed last."""
+        audits = "clean" if not self.unclean else f"{self.unclean} not clean"
+        numbers = (len(self.runs), self.failed, f"{self.gap_s:.2f}", f"{self.worst.measured.gap_s:.2f}")
+        times = (f"{self.before_s:.2f}", "never" if self.well_s is None else f"{self.well_s:.1f}")
+        return (self.fault, self.required, *map(str, numbers), *times, str(self.unexplained), audits, self.verdict)
+
+    @property
+    def verdict(self) -> str:
+        """Say how many runs missed what, or that none did."""
+        phrases = sorted({phrase for run in self.missed for phrase in run.missed})
+        return f"{len(self.missed)} of {len(self.runs)}: {'; '.join(phrases[:MISSED_SHOWN])}" if phrases else ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that was drilled."""
+
+    results: list[Result]
+    plan: Plan
+    profile: str
+    commit: str
+
+    @property
+    def rows(self) -> list[Row]:
+        """A row a fault, in the order in which they were drilled."""
+        names = dict.fromkeys(result.fault for result in self.results)
+        same = {name: [result for result in self.results if result.fault == name] for name in names}
+        return [Row(fault=name, what=runs[0].what, required=runs[0].required, runs=runs) for name, runs in same.items()]
+
+    def write(self, folder: Path) -> None:
+        """Write results.json, the PNGs and index.html, which has all of it in itself."""
+        content = {"profile": self.profile, "commit": self.commit, "plan": self.plan, "results": self.results}
+        (folder / "results.json").write_bytes(msgspec.json.encode(content))
+        shown = [run for row in self.rows for run in row.shown]
+        for run in shown:
+            draw(run, folder / f"{run.name}.png")
+        pictures = {run.name: b64encode((folder / f"{run.name}.png").read_bytes()).decode() for run in shown}
+        (folder / "index.html").write_text(self.page(pictures))
+
+    def page(self, pictures: dict[str, str]) -> str:
+        """Return the page; `pictures` are PNGs in base64, by the name of their run."""
+        environment = Environment(
+            loader=FileSystemLoader(Path(__file__).parent),
+            autoescape=select_autoescape(default=True, default_for_string=True),
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        return environment.get_template("page.html.j2").render(report=self, headings=HEADINGS, pictures=pictures)
+
+
+def table(report: Report) -> Table:
+    """Return what the terminal shows: what is required, and what was missed how, stands in the page."""
+    found = Table(title=f"Drills, profile {report.profile}, seed {report.plan.seed}", title_justify="left")
+    for heading in ("fault", *NUMBERS, "audit", "missed"):
+        found.add_column(heading, justify="right" if heading in NUMBERS else "left", no_wrap=True)
+    for row in report.rows:
+        name, _, *cells, _ = row.cells()
+        found.add_row(name, *cells, str(len(row.missed)), style="red" if row.missed else None)
+    return found

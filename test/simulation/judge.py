@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import msgspec
 from histories.checker import check
 from histories.model import Operation
+from simulation.log import dead_letters_in
 from simulation.system import System
 
 from audit import Evidence, Finding, Kind, PartitionEvidence, audit
-from common.fold import DeadLetter, DeadLetters
 from common.messages import partitions_of
 
 
@@ -35,19 +34,10 @@ def _partition(system: System, service: str, partition: str) -> PartitionEvidenc
     primary = system.cluster.current(partition)
     return PartitionEvidence(
         records=system.log.records[partition],
-        dead_letters=_dead_letters(system, service, partition),
+        dead_letters=dead_letters_in(system.log.records[f"{service}-dead-letters"], partition),
         position=primary.positions.get(partition, 0),
         stored=primary.hashes.get(partition, {}),
     )
-
-
-def _dead_letters(system: System, service: str, partition: str) -> DeadLetters:
-    letters: DeadLetters = {}
-    for record in system.log.records[f"{service}-dead-letters"]:
-        letter = msgspec.msgpack.decode(record.value, type=DeadLetter)
-        if letter.partition == partition:
-            letters.setdefault((letter.offset, letter.index), record.offset)
-    return letters
 
 
 def _counts_after_loss(system: System, finding: Finding) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from random import Random
 from typing import TypeVar
 
@@ -11,6 +11,7 @@ import msgspec
 from aiokafka import TopicPartition
 from aiokafka.errors import MessageSizeTooLargeError
 from simulation.process import EPOCH_S, Lost, Process, Wire
+from simulation.waiting import Waiting
 
 from common.fold import DeadLetter, DeadLetters, Record
 from common.log import LogFailed
@@ -32,7 +33,7 @@ class SimulatedLog:
         self.records: dict[str, list[Record]] = {}
         self.is_down: set[str] = set()
         self.epoch: dict[str, int] = {}
-        self._waiting: dict[str, list[asyncio.Future[None]]] = {}
+        self._waiting = Waiting()
         for service in topology:
             for partition in (*partitions_of(service, topology), f"{service}-dead-letters"):
                 self.records[partition] = []
@@ -47,9 +48,7 @@ class SimulatedLog:
         error_ms = self._random.randint(-CLOCKS_DIFFER_MS, CLOCKS_DIFFER_MS)
         now_ms = int((EPOCH_S + asyncio.get_running_loop().time()) * 1000)
         records.append(Record(len(records), now_ms + error_ms, value))
-        for waiting in self._waiting.pop(partition, ()):
-            if not waiting.done():
-                waiting.set_result(None)
+        self._waiting.wake(partition)
         return len(records) - 1
 
     def end(self, partition: str) -> int:
@@ -70,21 +69,18 @@ class SimulatedLog:
 
     async def wait(self, partition: str, position: int, wait_s: float) -> None:
         """Return when there is a record at `position`, or after `wait_s`."""
-        if len(self.records[partition]) > position or wait_s <= 0.0:
-            return
-        loop = asyncio.get_running_loop()
-        waiting = loop.create_future()
-        self._waiting.setdefault(partition, []).append(waiting)
-        timer = loop.call_later(wait_s, _end_waiting, waiting)
-        try:
-            await waiting
-        finally:
-            timer.cancel()
+        if len(self.records[partition]) <= position and wait_s > 0.0:
+            await self._waiting.wait(partition, wait_s)
 
 
-def _end_waiting(waiting: asyncio.Future[None]) -> None:
-    if not waiting.done():
-        waiting.set_result(None)
+def dead_letters_in(records: Iterable[Record], partition: str) -> DeadLetters:
+    """Return a partition's dead letters.  Of two for one message the first counts."""
+    letters: DeadLetters = {}
+    for record in records:
+        letter = msgspec.msgpack.decode(record.value, type=DeadLetter)
+        if letter.partition == partition:
+            letters.setdefault((letter.offset, letter.index), record.offset)
+    return letters
 
 
 class SimulatedSender:
@@ -205,12 +201,8 @@ class SimulatedDeadLetterBox:
 
     async def of(self, partition: str, since: int = 0) -> DeadLetters:
         """Return a partition's dead letters from number `since` on.  Of two for one message the first counts."""
-        letters: DeadLetters = {}
-        for record in await self._sender.ask("fetch", self._place, lambda: self._from(since)):
-            letter = msgspec.msgpack.decode(record.value, type=DeadLetter)
-            if letter.partition == partition:
-                letters.setdefault((letter.offset, letter.index), record.offset)
-        return letters
+        records = await self._sender.ask("fetch", self._place, lambda: self._from(since))
+        return dead_letters_in(records, partition)
 
     def _from(self, number: int) -> list[Record]:
         end = self._log.end(self._place)

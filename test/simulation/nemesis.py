@@ -10,7 +10,6 @@ from simulation.system import ProcessorProcess, System
 
 from common.messages import partitions_of
 
-QUIET_S = 1.5
 LEAST_S, MOST_S = 0.05, 2.5
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from zlib import crc32
 
 from simulation.process import Lost, Process, Wire
+from simulation.waiting import Waiting
 
 from common.fold import Folded
 from common.messages import Told
@@ -42,7 +42,7 @@ class Primary:
         self.positions: dict[str, int] = {}
         self.replies: dict[Place, list[list[Told]]] = {}
         self._writes: list[Apply | Pop] = []
-        self._waiting: dict[Place, list[asyncio.Future[None]]] = {}
+        self._waiting = Waiting()
 
     def read(self, partition: str, fields: list[str]) -> tuple[int, list[bytes | None]]:
         """Return position and fields, as of the same moment."""
@@ -70,16 +70,8 @@ class Primary:
 
     async def wait(self, place: Place, wait_s: float) -> None:
         """Return when something has been pushed, or after `wait_s`."""
-        if self.replies.get(place):
-            return
-        loop = asyncio.get_running_loop()
-        waiting = loop.create_future()
-        self._waiting.setdefault(place, []).append(waiting)
-        timer = loop.call_later(wait_s, _end_waiting, waiting)
-        try:
-            await waiting
-        finally:
-            timer.cancel()
+        if not self.replies.get(place):
+            await self._waiting.wait(place, wait_s)
 
     def replica(self, missed: int) -> Primary:
         """Return the replica that takes over, without the last writes: what was taken lately comes again."""
@@ -117,8 +109,7 @@ class Primary:
 
     def _push(self, place: Place, told: list[Told]) -> None:
         self.replies.setdefault(place, []).append(told)
-        for waiting in self._waiting.pop(place, ()):
-            _end_waiting(waiting)
+        self._waiting.wake(place)
 
 
 def _set(stored: dict[str, bytes], fields: dict[str, bytes | None]) -> None:
@@ -127,11 +118,6 @@ def _set(stored: dict[str, bytes], fields: dict[str, bytes | None]) -> None:
             stored.pop(field, None)
         else:
             stored[field] = value
-
-
-def _end_waiting(waiting: asyncio.Future[None]) -> None:
-    if not waiting.done():
-        waiting.set_result(None)
 
 
 class Cluster:

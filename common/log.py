@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from typing import Any, Protocol
 from uuid import uuid4
 
 import msgspec
@@ -17,21 +18,46 @@ import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError, TopicAlreadyExistsError, for_code
+from aiokafka.coordinator.protocol import ConsumerProtocol
+from aiokafka.errors import (
+    KafkaError,
+    MessageSizeTooLargeError,
+    NotEnoughReplicasAfterAppendError,
+    NotEnoughReplicasError,
+    TopicAlreadyExistsError,
+    for_code,
+)
 
 from common.config import ConfigError, Settings
 from common.fold import DeadLetter, DeadLetters, Record
 from common.messages import RECORD_BYTES_MAX, Genesis, encode, encode_batch
 from common.tasks import spawn
+from common.watchdog import Stuck, note_repair
 
 REQUEST_TIMEOUT_MS = 1_000
 """Bounds every call to a broker: measured, a frozen leader costs 4 s with 1 s, and 9 s or more with 3 s."""
 FETCH_WAIT_MS = 400
 SEND_TIMEOUT_S = 3.0
 STOP_TIMEOUT_S = 3.0
+CALL_TIMEOUT_S = 10.0
+"""Bounds the calls that aiokafka does not bound."""
 START_RETRY_S = 0.5
 FAILURES_MAX = 5
-"""Sends that fail in a row before the producer is replaced."""
+"""Calls that fail in a row before the producer, or the consumer that asks for ends, is replaced."""
+DEAD_FAILURES = 20
+DEAD_S = 60.0
+"""So many sends, for so long, nothing but failures: is it the log, or this process?  Longer than the 30 s after which
+brokers stop waiting for a replica that is frozen."""
+SILENCE_S = 3.0
+"""After so long without a record a tail asks whether there are really none."""
+LOOK_S = 3.0
+"""How often a member looks at its group from outside."""
+DOUBTS_MAX = 5
+"""Looks in a row that find something else than the member knows, before it joins anew: longer than a rebalance."""
+READY_GAP_S = 25.0
+"""How long the group may not be seen before the process says that it is not ready: longer than a failover."""
+NEVER_S = float("-inf")
+REJOINS_MAX = 3
 BACKOFF_S = 0.05
 BACKOFF_MAX_S = 0.5
 
@@ -52,6 +78,10 @@ logger = structlog.get_logger()
 
 class LogFailed(Exception):
     """The log cannot be reached, or did not answer in time.  What was asked may or may not have happened."""
+
+
+class LogSilent(LogFailed):
+    """The log has more records, and the consumer does not bring them."""
 
 
 def inbox(partition: str) -> TopicPartition:
@@ -82,6 +112,7 @@ class Producer:
         self._settings = settings
         self._producer: AIOKafkaProducer | None = None
         self._failures = 0
+        self._failing_since_s = 0.0
         self._lock = asyncio.Lock()
 
     async def send(self, place: TopicPartition, value: bytes) -> int:
@@ -94,7 +125,7 @@ class Producer:
         except MessageSizeTooLargeError:
             raise  # a bug of ours: repeating it would stop everything behind it, for ever and in silence
         except (KafkaError, OSError, TimeoutError, AssertionError) as why:  # AssertionError: partition not known yet
-            await self._failed()
+            await self._failed(place, why)
             raise LogFailed(f"send to {place.topic}-{place.partition}: {why!r}") from why
         self._failures = 0
         return offset
@@ -121,11 +152,30 @@ class Producer:
                 self._producer = producer
             return self._producer
 
-    async def _failed(self) -> None:
+    async def _failed(self, place: TopicPartition, why: BaseException) -> None:
+        """Replace the producer now and then; raise Stuck when that does not help although the log answers others."""
+        if self._failures == 0:
+            self._failing_since_s = time.monotonic()
         self._failures += 1
-        if self._failures >= FAILURES_MAX:
-            self._failures = 0
-            await self.close()
+        if self._failures % FAILURES_MAX:
+            return
+        await self.close()
+        note_repair("producer", repr(why))
+        if self._seems_dead(why) and await self._answers_others(place):
+            raise Stuck(f"{self._failures} sends to {place} have failed, and it can be read") from why
+
+    def _seems_dead(self, why: BaseException) -> bool:
+        """Say whether it is time to ask whose fault it is.  A broker that says that it lacks replicas has said it."""
+        is_long = self._failures >= DEAD_FAILURES and time.monotonic() - self._failing_since_s > DEAD_S
+        return is_long and not isinstance(why, NotEnoughReplicasError | NotEnoughReplicasAfterAppendError)
+
+    async def _answers_others(self, place: TopicPartition) -> bool:
+        try:
+            async with a_tail(self._settings, place) as tail:
+                await tail.bounds()
+        except LogFailed:
+            return False
+        return True
 
 
 class Publisher:
@@ -237,13 +287,13 @@ async def _start(client: AIOKafkaConsumer | AIOKafkaProducer) -> None:
         raise
 
 
-async def _stop(client: AIOKafkaConsumer | AIOKafkaProducer) -> None:
+async def _stop(client: AIOKafkaConsumer | AIOKafkaProducer | AIOKafkaAdminClient) -> None:
     """Stop it, whatever it says.
 
     In a task of its own: when aiokafka 0.14 stops a consumer whose fetch waits to be retried, it raises the
     CancelledError of that fetch, and that would look as if we had been cancelled ourselves.
     """
-    stopping = asyncio.ensure_future(client.stop())
+    stopping = asyncio.ensure_future(client.close() if isinstance(client, AIOKafkaAdminClient) else client.stop())
     await asyncio.wait({stopping}, timeout=STOP_TIMEOUT_S)
     if not stopping.done():
         stopping.cancel()
@@ -258,14 +308,20 @@ class Tail:
     the busy ones.
     """
 
-    def __init__(self, settings: Settings, place: TopicPartition) -> None:
+    def __init__(self, settings: Settings, place: TopicPartition, ends: Ends | None = None) -> None:
+        """`ends` says by another connection where the log ends; without it nobody notices a consumer gone silent."""
         self._place = place
         self._consumer = _consumer(settings, fetch_max_wait_ms=FETCH_WAIT_MS)
+        self._ends = ends
+        self._next = 0
+        self._silent_s = 0.0
+        self._doubts = 0
 
     async def open(self) -> None:
         """Connect."""
         with _as_log_failed(f"open {self._place.topic}-{self._place.partition}"):
-            await self._consumer.start()
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                await self._consumer.start()
             self._consumer.assign([self._place])
             await asyncio.sleep(0)  # a consumer that is stopped before its tasks began raises CancelledError
 
@@ -283,18 +339,46 @@ class Tail:
     def seek(self, offset: int) -> None:
         """Go on with the record at `offset`."""
         self._consumer.seek(self._place, offset)
+        self._next = offset
+        self._silent_s, self._doubts = 0.0, 0
 
     def behind(self, position: int) -> int:
         """Return how many records from `position` on are known to exist."""
         return max((self._consumer.highwater(self._place) or position) - position, 0)
 
     async def poll(self, wait_s: float, records_max: int) -> list[Record]:
-        """Return the next records; wait when there are none yet."""
+        """Return the next records; wait when there are none yet.  Raise LogSilent when there are some all the same."""
         with _as_log_failed("poll"):
             fetched = await self._consumer.getmany(self._place, timeout_ms=int(wait_s * 1000), max_records=records_max)
-        return [
-            Record(record.offset, record.timestamp, record.value) for records in fetched.values() for record in records
+        records = [
+            Record(record.offset, record.timestamp, record.value) for found in fetched.values() for record in found
         ]
+        if records:
+            self._next = records[-1].offset + 1
+            self._silent_s, self._doubts = 0.0, 0
+        else:
+            self._silent_s += wait_s  # not by a clock: who was frozen has not been waiting
+            if self._ends is not None and self._silent_s >= SILENCE_S:
+                await self._doubt(self._ends)
+        return records
+
+    async def _doubt(self, ends: Ends) -> None:
+        """Ask the log itself whether silence means that there is nothing; once more before believing it.
+
+        aiokafka 0.14 repeats failed fetches in silence, and its fetching may end without a word (its issue 1037).
+        """
+        self._silent_s = 0.0
+        self._doubts += 1
+        try:
+            end = await ends.end_of(self._place)
+        except LogFailed:
+            if self._doubts > 1:
+                raise
+            return
+        if end <= self._next:
+            self._doubts = 0
+        elif self._doubts > 1:
+            raise LogSilent(f"no record {self._next} of {self._place} comes, and the log ends at {end}")
 
     async def read(self, offset: int, wait_s: float = 3.0) -> Record | None:
         """Return the record at `offset`, None if it does not come in time."""
@@ -309,14 +393,23 @@ class Ends:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._consumer: AIOKafkaConsumer | None = None
+        self._failures = 0
         self._lock = asyncio.Lock()
 
     async def end(self, partition: str) -> int:
         """Return the offset of the partition's next record to come."""
-        place = inbox(partition)
-        with _as_log_failed(f"end of {partition}"):
-            consumer = self._consumer or await self._start()
-            ends = await consumer.end_offsets([place])
+        return await self.end_of(inbox(partition))
+
+    async def end_of(self, place: TopicPartition) -> int:
+        """Return the offset of a place's next record to come."""
+        try:
+            with _as_log_failed(f"end of {place.topic}-{place.partition}"):
+                consumer = self._consumer or await self._start()
+                ends = await consumer.end_offsets([place])
+        except LogFailed as why:
+            await self._failed(why)
+            raise
+        self._failures = 0
         end: int = ends[place]
         return end
 
@@ -324,14 +417,34 @@ class Ends:
         async with self._lock:
             if self._consumer is None:
                 consumer = _consumer(self._settings)
-                await _start(consumer)
+                async with asyncio.timeout(CALL_TIMEOUT_S):
+                    await _start(consumer)
                 self._consumer = consumer
             return self._consumer
 
+    async def _failed(self, why: LogFailed) -> None:
+        self._failures += 1
+        if self._failures >= FAILURES_MAX:
+            self._failures = 0
+            await self.close()
+            note_repair("consumer that asks for ends", str(why))
+
     async def close(self) -> None:
         """Disconnect."""
-        if self._consumer is not None:
-            await _stop(self._consumer)
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            await _stop(consumer)
+
+
+@contextlib.asynccontextmanager
+async def a_tail(settings: Settings, place: TopicPartition) -> AsyncIterator[Tail]:
+    """Yield a tail for a moment."""
+    tail = Tail(settings, place)
+    try:
+        await tail.open()
+        yield tail
+    finally:
+        await tail.close()
 
 
 @contextlib.contextmanager
@@ -359,28 +472,21 @@ class DeadLetterBox:
 
     async def of(self, partition: str, since: int = 0) -> DeadLetters:
         """Return a partition's dead letters from number `since` on.  Of two for one message the first counts."""
-        tail = Tail(self._settings, self._place)
-        await tail.open()
-        try:
-            letters: DeadLetters = {}
-            for record in await self._all(tail, since):
-                letter = msgspec.msgpack.decode(record.value, type=DeadLetter)
-                if letter.partition == partition:
-                    letters.setdefault((letter.offset, letter.index), record.offset)
-            return letters
-        finally:
-            await tail.close()
+        async with a_tail(self._settings, self._place) as tail:
+            records = await self._all(tail, since)
+        letters: DeadLetters = {}
+        for record in records:
+            letter = msgspec.msgpack.decode(record.value, type=DeadLetter)
+            if letter.partition == partition:
+                letters.setdefault((letter.offset, letter.index), record.offset)
+        return letters
 
     async def at(self, number: int) -> DeadLetter | None:
         """Return the dead letter with this number, None where there is none."""
-        tail = Tail(self._settings, self._place)
-        await tail.open()
-        try:
+        async with a_tail(self._settings, self._place) as tail:
             first, end = await tail.bounds()
             record = await tail.read(number) if first <= number < end else None
-            return None if record is None else msgspec.msgpack.decode(record.value, type=DeadLetter)
-        finally:
-            await tail.close()
+        return None if record is None else msgspec.msgpack.decode(record.value, type=DeadLetter)
 
     async def _all(self, tail: Tail, since: int) -> list[Record]:
         first, end = await tail.bounds()
@@ -388,8 +494,11 @@ class DeadLetterBox:
         records: list[Record] = []
         tail.seek(position)
         while position < end:
-            records += await tail.poll(1.0, 500)
-            position = records[-1].offset + 1 if records else position
+            found = await tail.poll(SILENCE_S, 500)
+            if not found:
+                raise LogSilent(f"no record {position} of {self._place} comes, and the log ends at {end}")
+            records += found
+            position = found[-1].offset + 1
         return records
 
 
@@ -401,26 +510,82 @@ class Membership(ConsumerRebalanceListener):
 
     Balance only: two owners at once are harmless.  Rebalance callbacks do no I/O, because aiokafka heartbeats again
     only after they return.
+
+    Now and then it looks at its group from outside, as any tool does.  Whatever is wrong with a member (no heartbeats,
+    a rejoin that never ends, a callback that was not made), the group then says something else than the member knows.
     """
 
     def __init__(self, settings: Settings, service: str, assigned: Callable[[set[str]], None]) -> None:
         self._settings = settings
         self._service = service
         self._assigned = assigned
+        self._client_id = f"{service}-{uuid4().hex}"
+        self._group = _Group(settings, service)
+        self._ours: set[str] = set()
+        self._rejoins = 0
+        self._agreed_s = NEVER_S
+
+    @property
+    def is_member(self) -> bool:
+        """Say whether the group has taken us, or was seen to have us, lately."""
+        return time.monotonic() - self._agreed_s < READY_GAP_S
 
     async def run(self) -> None:
-        """Stay a member until cancelled, then leave, so that others take over at once."""
-        while True:
-            try:
-                await self._take_part()
-            except KafkaError as why:
-                logger.warning("not in the group, joining again", service=self._service, why=repr(why))
-                await asyncio.sleep(BACKOFF_MAX_S)
+        """Stay a member until cancelled, then leave, so that others take over at once.
+
+        Raise Stuck when joining anew does not make a member of us.
+        """
+        try:
+            while True:
+                await self._join()
+        finally:
+            await self._group.close()
+
+    async def _join(self) -> None:
+        """Be a member until something is wrong with that."""
+        member = asyncio.ensure_future(self._take_part())
+        try:
+            await self._look_after(member)
+        except KafkaError as why:
+            logger.warning("not in the group, joining again", service=self._service, why=repr(why))
+            await asyncio.sleep(BACKOFF_MAX_S)
+        finally:
+            member.cancel()
+            await asyncio.wait({member}, timeout=2 * STOP_TIMEOUT_S)
+
+    async def _look_after(self, member: asyncio.Future[None]) -> None:
+        """Return when the group has gone on without us, raise what the member raises."""
+        doubts = 0
+        while doubts < DOUBTS_MAX:
+            await asyncio.wait({member}, timeout=LOOK_S)
+            if member.cancelled():
+                break  # not by us: aiokafka raises the CancelledError of its coordination, if that has ended
+            if member.done():
+                member.result()
+            doubts = 0 if await self._agrees() else doubts + 1
+        self._agreed_s = NEVER_S
+        self._rejoins += 1
+        if self._rejoins > REJOINS_MAX:
+            raise Stuck(f"the {self._service} processors' group does not take this member")
+        note_repair("membership", "the group has gone on without this member")
+
+    async def _agrees(self) -> bool:
+        """Say whether the group sees us as we do.  While it cannot be seen, or is about to change, nothing is wrong."""
+        members = await self._group.members()
+        if members is None:
+            return True
+        if members.get(self._client_id) != self._ours:
+            return False
+        self._rejoins = 0
+        self._agreed_s = time.monotonic()
+        return True
 
     async def _take_part(self) -> None:
+        self._ours = set()
         self._consumer = _consumer(
             self._settings,
-            group_id=f"{self._service}-processors",
+            client_id=self._client_id,
+            group_id=_group_of(self._service),
             session_timeout_ms=self._settings.session_timeout_ms,
             heartbeat_interval_ms=self._settings.session_timeout_ms // 5,
             partition_assignment_strategy=(RoundRobinPartitionAssignor,),
@@ -442,7 +607,56 @@ class Membership(ConsumerRebalanceListener):
         for place in places:
             self._consumer.seek(place, 0)
         self._consumer.pause(*places)
-        self._assigned({f"{self._service}-{place.partition}" for place in places})
+        self._ours = {f"{self._service}-{place.partition}" for place in places}
+        self._agreed_s = time.monotonic()
+        self._assigned(self._ours)
+
+
+class _Group:
+    """A service's consumer group, seen from outside."""
+
+    def __init__(self, settings: Settings, service: str) -> None:
+        self._settings = settings
+        self._service = service
+        self._admin: AIOKafkaAdminClient | None = None
+
+    async def members(self) -> dict[str, set[str]] | None:
+        """Return each member's partitions by its client id; None while nobody knows: no answer, or a rebalance."""
+        try:
+            with _as_log_failed("describe the group"):
+                async with asyncio.timeout(CALL_TIMEOUT_S):
+                    group = await self._describe()
+        except LogFailed as why:
+            logger.debug("the group cannot be seen", why=str(why))
+            await self.close()
+            return None
+        if group["error_code"] or group["state"] not in ("Stable", "Empty", "Dead"):
+            return None
+        return {member["client_id"]: self._partitions(member["member_assignment"]) for member in group["members"]}
+
+    async def close(self) -> None:
+        """Disconnect."""
+        admin, self._admin = self._admin, None
+        if admin is not None:
+            await _stop(admin)
+
+    async def _describe(self) -> dict[str, Any]:
+        if self._admin is None:
+            self._admin = AIOKafkaAdminClient(
+                bootstrap_servers=self._settings.kafka, request_timeout_ms=REQUEST_TIMEOUT_MS
+            )
+            await self._admin.start()
+        (response,) = await self._admin.describe_consumer_groups([_group_of(self._service)])
+        group: dict[str, Any] = response.to_object()["groups"][0]
+        return group
+
+    def _partitions(self, assignment: bytes) -> set[str]:
+        places = ConsumerProtocol.ASSIGNMENT.decode(assignment).partitions() if assignment else []
+        return {f"{self._service}-{place.partition}" for place in places}
+
+
+def _group_of(service: str) -> str:
+    return f"{service}-processors"
 
 
 # --- set-up ----------------------------------------------------------------------------------------------------------
@@ -476,20 +690,17 @@ async def _create(admin: AIOKafkaAdminClient, settings: Settings, topic: str, pa
 
 
 async def _begin(settings: Settings, producer: Producer, place: TopicPartition) -> None:
-    tail = Tail(settings, place)
-    await tail.open()
-    try:
+    async with a_tail(settings, place) as tail:
         if await tail.bounds() == (0, 0):
             await producer.send(place, encode(Genesis(uuid4().hex)))
-    finally:
-        await tail.close()
 
 
 async def check_topology(settings: Settings) -> None:
     """End the process when a topic has another partition count than the settings say."""
     admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka, request_timeout_ms=REQUEST_TIMEOUT_MS)
     with _as_log_failed("read the topics"):
-        await admin.start()
+        async with asyncio.timeout(CALL_TIMEOUT_S):
+            await admin.start()
         try:
             topics = await admin.describe_topics([f"{service}-inbox" for service in settings.topology])
         finally:

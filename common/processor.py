@@ -22,8 +22,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
+from typing import Any, Protocol
 
 import msgspec
 import structlog
@@ -43,10 +44,11 @@ from common.fold import (
     Rules,
     UndecodableRecord,
 )
-from common.log import LogFailed
+from common.log import LogFailed, LogSilent
 from common.messages import Genesis, Topology, checksum
 from common.store import Fenced, StoreFailed
 from common.tasks import spawn
+from common.watchdog import Stuck, beat, nurse, rest
 
 IDLE_S = 0.25
 """How long a poll waits; an idle partition compares its position with the store's this often."""
@@ -63,6 +65,8 @@ REPLY_AGE_MAX_MS = 60_000
 RETRY_S = 0.2
 HALT_S = 10.0
 """How long a log that does not fit the state may take to fit (a stale leader looks like a short log)."""
+SILENCES_MAX = 3
+"""Consumers that go silent in a row, none bringing a record, before this process ends and others take over."""
 
 logger = structlog.get_logger()
 
@@ -153,18 +157,27 @@ class Partition:
         self._world = world
         self._store = world.store
         self._codec = Codec(machine)
+        self._silences = 0
 
     async def run(self) -> None:
-        """Load and follow, again and again, until `stopping`."""
+        """Load and follow, again and again, until `stopping`; raise Stuck when new consumers stay silent."""
         while not self.stopping:
+            beat()
             try:
                 await self._own()
             except (Fenced, LogFailed, StoreFailed) as why:
                 self._note_rewind(type(why).__name__, str(why))
+                self._count_silence(why)
                 await self._world.sleep(RETRY_S)
             except (Halted, UndecodableRecord, msgspec.DecodeError) as why:
                 self._note_halt(str(why))
                 await self._world.sleep(HALT_S)
+
+    def _count_silence(self, why: Exception) -> None:
+        if isinstance(why, LogSilent):
+            self._silences += 1
+            if self._silences > SILENCES_MAX:
+                raise Stuck(f"{self.name}: {self._silences} consumers were silent") from why
 
     async def _own(self) -> None:
         self._tail = self._world.tail(self.name)
@@ -244,6 +257,7 @@ class Partition:
         """Take step after step.  While nobody waits for what was folded, a step takes along what comes next."""
         folded: Folded | None = None
         while not self.stopping:
+            beat()
             records = await self._poll(IDLE_S if folded is None else LINGER_S)
             if records:
                 folded = await self._fold(records, folded)
@@ -271,6 +285,7 @@ class Partition:
 
     async def _fold(self, records: list[Record], before: Folded | None) -> Folded:
         """Fold what could be polled, behind what is folded already and not applied; read what is not in memory."""
+        self._silences = 0
         if before is None:
             self._folded_since_s = self._world.now_s()
         for offset, record in enumerate(records, before.end if before else self._position):
@@ -321,8 +336,10 @@ class Partition:
         """Deliver the letters, all acknowledged: applied before that, a crash would lose them."""
         letters, folded.letters = folded.letters, {}
         sent = [self._world.publisher.publish(target, messages) for target, messages in letters.items()]
+        rest()  # repeated for as long as the log is out of reach
         for acknowledged in sent:
             await acknowledged
+        beat()
 
     async def _apply(self, folded: Folded) -> None:
         """Move the partition, and with it the replies."""
@@ -369,6 +386,26 @@ def _note_end(ended: Ended) -> None:
     logger.info("ended", **msgspec.structs.asdict(ended))
 
 
+class _Tenure:
+    """A partition for as long as it is ours, however often it has to be begun anew."""
+
+    def __init__(self, make: Callable[[], Partition]) -> None:
+        self._make = make
+        self._is_over = False
+        self.partition = make()
+
+    def begin(self) -> Coroutine[Any, Any, None]:
+        """Own it, with nothing of what an earlier attempt has; that one, if it wakes up, ends after its step."""
+        self.partition.stopping = True
+        self.partition = self._make()
+        self.partition.stopping = self._is_over
+        return self.partition.run()
+
+    def end(self) -> None:
+        """Stop after the step that is under way."""
+        self._is_over = self.partition.stopping = True
+
+
 class Processor:
     """All partitions that this process owns."""
 
@@ -376,7 +413,7 @@ class Processor:
         self._machine = machine
         self._topology = topology
         self._world = world
-        self._owned: dict[str, Partition] = {}
+        self._owned: dict[str, _Tenure] = {}
         self._runs: set[asyncio.Task[None]] = set()
         self._stopping = False
 
@@ -385,11 +422,10 @@ class Processor:
         if self._stopping:
             names = set()
         for name in sorted(self._owned.keys() - names):
-            self._owned.pop(name).stopping = True
+            self._owned.pop(name).end()
         for name in sorted(names - self._owned.keys()):
-            partition = Partition(name, self._machine, self._topology, self._world)
-            self._owned[name] = partition
-            run = spawn(partition.run())
+            tenure = self._owned[name] = _Tenure(partial(Partition, name, self._machine, self._topology, self._world))
+            run = spawn(nurse(name, tenure.begin, self._world.sleep))
             self._runs.add(run)
             run.add_done_callback(self._runs.discard)
         logger.info("assigned", partitions=sorted(names))
@@ -397,7 +433,7 @@ class Processor:
     @property
     def is_ready(self) -> bool:
         """Say whether every partition that is ours is being followed."""
-        return not self._stopping and all(partition.following for partition in self._owned.values())
+        return not self._stopping and all(tenure.partition.following for tenure in self._owned.values())
 
     async def stop(self) -> None:
         """End every partition after its step."""

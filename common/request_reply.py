@@ -23,6 +23,7 @@ from common.log import LogFailed
 from common.messages import Asker, Message, Outcome, Reason, Refused, Request, Told, encode
 from common.store import StoreFailed
 from common.tasks import spawn
+from common.watchdog import REPAIRS_MAX, STILL_ROUNDS_MAX, Pulse, Stuck, beat, note_repair
 
 SWEEP_S = 0.1
 """How often overdue requests look for their result in the state."""
@@ -115,6 +116,9 @@ class RequestReply:
         self._waiting: dict[tuple[str, int], _Waiting] = {}
         self._reads: dict[str, list[tuple[str, Give]]] = {}
         self._reading: dict[str, asyncio.Task[None]] = {}
+        self._read_pulses: dict[str, Pulse] = {}
+        self._read_repairs = 0
+        self._answering: set[str] = set()
         self._crowded: set[str] = set()
         self.replies_alive_s = 0.0
         self.log_alive_s = 0.0
@@ -164,7 +168,10 @@ class RequestReply:
                 for told in await self._network.replies.take(partition):
                     self._tell(told.request_id, told.fingerprint, told.outcome)
                 self.replies_alive_s = self._network.now_s()
+                beat()
             except StoreFailed as why:
+                if partition not in self._answering:  # a store that answers nobody is not our fault
+                    beat()
                 telemetry.REPLIES_LOST.inc()
                 logger.debug("no replies", partition=partition, why=str(why))
                 await self._network.sleep(RETRY_S)
@@ -173,6 +180,7 @@ class RequestReply:
         """Let overdue requests look for their result, for ever: a lost reply costs this poll, not the answer."""
         while True:
             await self._network.sleep(SWEEP_S)
+            beat()
             telemetry.WAITING.set(len(self._waiting))
             for partition, places in self._overdue().items():
                 await self._look(partition, places)
@@ -205,9 +213,12 @@ class RequestReply:
     async def watch(self, partition: str) -> None:
         """Note, for ever, whether the partition can take more: what is taken has to be waited for."""
         while True:
+            beat()
+            self._mend_reads(partition)
             try:
                 is_crowded = await self._is_crowded(partition)
             except (LogFailed, StoreFailed) as why:
+                self._answering.discard(partition)
                 logger.debug("cannot watch", partition=partition, why=str(why))
             else:
                 (self._crowded.add if is_crowded else self._crowded.discard)(partition)
@@ -217,6 +228,7 @@ class RequestReply:
         end = await self._network.ends.end(partition)
         self.log_alive_s = self._network.now_s()
         position, _ = await self._network.store.read(partition, [])
+        self._answering.add(partition)
         return end - position > LAG_MAX or await self._network.store.memory_share(partition) > MEMORY_SHARE_MAX
 
     # --- reads
@@ -225,7 +237,23 @@ class RequestReply:
         """Give the entity as it is after everything that anybody was told before this call."""
         self._reads.setdefault(partition, []).append((key, give))
         if partition not in self._reading:
-            self._reading[partition] = spawn(self._read_all(partition))
+            self._begin_reading(partition)
+
+    def _begin_reading(self, partition: str) -> None:
+        self._read_pulses.setdefault(partition, Pulse())
+        self._reading[partition] = spawn(self._read_all(partition))
+
+    def _mend_reads(self, partition: str) -> None:
+        """End a read that hangs: it holds up all that come after it, and whoever waits for it has lost patience."""
+        reading = self._reading.get(partition)
+        if reading is None or self._read_pulses[partition].still_rounds() < STILL_ROUNDS_MAX:
+            return
+        reading.cancel()
+        self._read_repairs += 1
+        if self._read_repairs > REPAIRS_MAX:
+            raise Stuck(f"reads of {partition} stand still")
+        note_repair(f"reads of {partition}", "they stand still")
+        self._begin_reading(partition)
 
     async def _read_all(self, partition: str) -> None:
         """One round after the other: whoever comes during one waits for the next, all of them together."""
@@ -238,6 +266,7 @@ class RequestReply:
 
     async def _end(self, partition: str) -> int:
         while True:
+            self._read_pulses[partition].beat()
             try:
                 end = await self._network.ends.end(partition)
             except LogFailed as why:
@@ -251,6 +280,7 @@ class RequestReply:
         """Read once the partition's position has reached `end`: position and values are of the same moment."""
         pause_s = CATCH_UP_S
         while True:
+            self._read_pulses[partition].beat()
             try:
                 position, values = await self._network.store.read(partition, keys)
             except StoreFailed as why:

@@ -15,6 +15,7 @@ from common import config, redelivery, telemetry
 from common.decision import Machine
 from common.log import (
     DeadLetterBox,
+    Ends,
     LogFailed,
     Membership,
     Producer,
@@ -27,6 +28,7 @@ from common.log import (
 from common.processor import Processor, World
 from common.store import Store
 from common.tasks import crash_on_error, spare_garbage_collection, spawn
+from common.watchdog import LoopWatch
 
 logger = structlog.get_logger()
 
@@ -68,19 +70,22 @@ def run(machine: Machine) -> None:
 async def _process(machine: Machine, settings: config.Settings) -> None:
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(crash_on_error)
+    loop_watch = LoopWatch(loop)
+    loop_watch.start()
     told_to_stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told_to_stop.set)
     await wait_for_log(settings)
     processor = Processor(machine, settings.topology, _world(machine, settings))
-    telemetry.serve(settings.bind, lambda: processor.is_ready)
-    membership = spawn(Membership(settings, machine.service, processor.assign).run())
+    membership = Membership(settings, machine.service, processor.assign)
+    telemetry.serve(settings.bind, lambda: loop_watch.is_answering and membership.is_member and processor.is_ready)
+    taking_part = spawn(membership.run())
     spare_garbage_collection()
     await told_to_stop.wait()
     logger.info("stopping")
     await processor.stop()
-    membership.cancel()
-    await asyncio.gather(membership, return_exceptions=True)
+    taking_part.cancel()
+    await asyncio.gather(taking_part, return_exceptions=True)
 
 
 async def _set_up(machine: Machine, settings: config.Settings) -> None:
@@ -90,8 +95,9 @@ async def _set_up(machine: Machine, settings: config.Settings) -> None:
 
 def _world(machine: Machine, settings: config.Settings) -> World:
     producer = Producer(settings)
+    ends = Ends(settings)
     return World(
-        tail=lambda partition: Tail(settings, inbox(partition)),
+        tail=lambda partition: Tail(settings, inbox(partition), ends),
         publisher=Publisher(producer),
         store=Store(settings),
         dead_letters=DeadLetterBox(settings, machine.service, producer),

@@ -21,10 +21,14 @@ from redis.exceptions import NoScriptError
 from common.config import Settings
 from common.fold import Folded
 from common.messages import Told, encode
+from common.tasks import spawn
+from common.watchdog import note_repair
 
 CALL_TIMEOUT_S = 1.0
 REPLY_WAIT_S = 1.0
 REPLY_LIFE_MS = 60_000
+FAILURES_MAX = 20
+"""Calls that fail in a row, none succeeding, before the client is replaced."""
 
 APPLY = (Path(__file__).parent / "apply.lua").read_text()
 APPLY_SHA = hashlib.sha1(APPLY.encode(), usedforsecurity=False).hexdigest()
@@ -48,12 +52,12 @@ class Store:
     """Reads and moves partitions; primaries only."""
 
     def __init__(self, settings: Settings, timeout_s: float = CALL_TIMEOUT_S) -> None:
-        self._redis = _connect(settings, timeout_s)
+        self._client = _Client(settings, timeout_s)
 
     async def read(self, partition: str, fields: list[str]) -> tuple[int, list[bytes | None]]:
         """Return the partition's position (0: it has no state) and the fields, both as of the same moment."""
-        with _as_store_failed(f"read {partition}"):
-            position, *values = await self._redis.execute_command("HMGET", _hash(partition), "position", *fields)
+        with self._client.calling(f"read {partition}") as redis:
+            position, *values = await redis.execute_command("HMGET", _hash(partition), "position", *fields)
         return int(position or 0), values
 
     async def dump(self, partition: str) -> tuple[int, dict[str, bytes]]:
@@ -61,8 +65,8 @@ class Store:
 
         For an audit, with a longer time-out: it stops the node for as long as it takes (187 ms for 300,000 fields).
         """
-        with _as_store_failed(f"dump {partition}"):
-            stored = await self._redis.execute_command("HGETALL", _hash(partition))
+        with self._client.calling(f"dump {partition}") as redis:
+            stored = await redis.execute_command("HGETALL", _hash(partition))
         fields = {field.decode(): value for field, value in stored.items()}
         return int(fields.pop("position", 0)), fields
 
@@ -74,36 +78,30 @@ class Store:
         replies = folded.replies if with_replies else {}
         keys = [_hash(partition), *(_replies_to(partition, web_id) for web_id in replies)]
         arguments = [*_arguments(folded), *(encode(told) for told in replies.values())]
-        with _as_store_failed(f"apply {partition}"):
-            stored = int(await self._run(keys, arguments))
+        with self._client.calling(f"apply {partition}") as redis:
+            stored = int(await _apply(redis, keys, arguments))
         if stored != folded.end:
             raise Fenced(partition, folded.start, stored)
 
     async def memory_share(self, partition: str) -> float:
         """Return how much of its memory the partition's node uses, 0 to 1; 0 where there is no limit."""
-        with _as_store_failed(f"memory of {partition}"):
-            node = self._redis.get_node_from_key(_hash(partition))
+        with self._client.calling(f"memory of {partition}") as redis:
+            node = redis.get_node_from_key(_hash(partition))
             if node is None:
                 return 0.0
-            memory = await self._redis.execute_command("INFO", "memory", target_nodes=node)
+            memory = await redis.execute_command("INFO", "memory", target_nodes=node)
         return float(memory["used_memory"] / memory["maxmemory"]) if memory["maxmemory"] else 0.0
 
     async def close(self) -> None:
         """Disconnect."""
-        await self._redis.aclose()
-
-    async def _run(self, keys: list[str], arguments: list[Any]) -> Any:
-        try:
-            return await self._redis.evalsha(APPLY_SHA, len(keys), *keys, *arguments)
-        except NoScriptError:
-            return await self._redis.eval(APPLY, len(keys), *keys, *arguments)
+        await self._client.close()
 
 
 class Replies:
     """A web process's end of the reply lists, one list a partition; waits longer than other calls may take."""
 
     def __init__(self, settings: Settings, web_id: str) -> None:
-        self._redis = _connect(settings, REPLY_WAIT_S + 2 * CALL_TIMEOUT_S)
+        self._client = _Client(settings, REPLY_WAIT_S + 2 * CALL_TIMEOUT_S)
         self._web_id = web_id
 
     async def take(self, partition: str) -> list[Told]:
@@ -111,13 +109,54 @@ class Replies:
 
         Not BLMPOP: to find its keys, redis-py asks the server (COMMAND GETKEYS) before every call.
         """
-        with _as_store_failed(f"replies of {partition}"):
-            taken = await self._redis.execute_command("BLPOP", _replies_to(partition, self._web_id), REPLY_WAIT_S)
+        with self._client.calling(f"replies of {partition}") as redis:
+            taken = await redis.execute_command("BLPOP", _replies_to(partition, self._web_id), REPLY_WAIT_S)
         return _replies.decode(taken[1]) if taken else []
 
     async def close(self) -> None:
         """Disconnect."""
+        await self._client.close()
+
+
+class _Client:
+    """A client of the cluster.  One that only fails is replaced: what it knows may be what is wrong."""
+
+    def __init__(self, settings: Settings, timeout_s: float) -> None:
+        self._settings = settings
+        self._timeout_s = timeout_s
+        self._redis = _connect(settings, timeout_s)
+        self._failures = 0
+
+    @contextlib.contextmanager
+    def calling(self, doing: str) -> Iterator[RedisCluster]:
+        """Around one call of the library's, and nothing else.
+
+        Any exception: besides its own, redis-py 8.1 lets AttributeError and uvloop's RuntimeError out when another
+        task's failure closes a connection that this call is about to use.
+        """
+        try:
+            yield self._redis
+        except Exception as why:
+            self._note_failure()
+            raise StoreFailed(f"{doing}: {why!r}") from why
+        self._failures = 0
+
+    async def close(self) -> None:
+        """Disconnect."""
         await self._redis.aclose()
+
+    def _note_failure(self) -> None:
+        self._failures += 1
+        if self._failures >= FAILURES_MAX:
+            self._failures = 0
+            old, self._redis = self._redis, _connect(self._settings, self._timeout_s)
+            spawn(_close(old))
+            note_repair("store client", f"{FAILURES_MAX} calls in a row have failed")
+
+
+async def _close(redis: RedisCluster) -> None:
+    with contextlib.suppress(Exception):
+        await redis.aclose()
 
 
 def _connect(settings: Settings, timeout_s: float) -> RedisCluster:
@@ -125,7 +164,7 @@ def _connect(settings: Settings, timeout_s: float) -> RedisCluster:
         startup_nodes=[ClusterNode(host, port) for host, port in settings.redis_nodes],
         password=settings.redis_password or None,
         require_full_coverage=False,
-        reinitialize_steps=1,
+        reinitialize_steps=0,  # after MOVED, patch the slot: anything else asks the old node 16 times over
         retry=Retry(ConstantBackoff(0.05), 1),
         socket_timeout=timeout_s,
         socket_connect_timeout=CALL_TIMEOUT_S,
@@ -133,17 +172,11 @@ def _connect(settings: Settings, timeout_s: float) -> RedisCluster:
     )
 
 
-@contextlib.contextmanager
-def _as_store_failed(doing: str) -> Iterator[None]:
-    """Around one call of the library's, and nothing else.
-
-    Any exception: besides its own, redis-py 8.1 lets AttributeError and uvloop's RuntimeError out when another task's
-    failure closes a connection that this call is about to use.
-    """
+async def _apply(redis: RedisCluster, keys: list[str], arguments: list[Any]) -> Any:
     try:
-        yield
-    except Exception as why:
-        raise StoreFailed(f"{doing}: {why!r}") from why
+        return await redis.evalsha(APPLY_SHA, len(keys), *keys, *arguments)
+    except NoScriptError:
+        return await redis.eval(APPLY, len(keys), *keys, *arguments)
 
 
 def _hash(partition: str) -> str:

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120)
 
+# every process
+REPAIRS = Counter("checkout_repairs_total", "Times that a part of this process was replaced or begun anew", ["what"])
+LOOP_LAG_SECONDS = Gauge("checkout_loop_lag_seconds", "How long the event loop took to answer the watchdog")
+
 # web
 REQUESTS = Counter("checkout_requests_total", "Requests answered", ["route", "status"])
 REQUEST_SECONDS = Histogram("checkout_request_seconds", "How long requests took", ["route"], buckets=SECONDS)

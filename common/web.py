@@ -10,8 +10,9 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
 from uuid import uuid4
 
 import structlog
@@ -25,6 +26,7 @@ from common.messages import Asker, Message, Outcome, partition_of, partitions_of
 from common.request_reply import Network, RequestReply
 from common.store import Replies, Store
 from common.tasks import crash_on_error, spawn
+from common.watchdog import LoopWatch, Work, nurse
 from common.worker import draining
 
 READY_GAP_S = 25.0
@@ -59,6 +61,7 @@ class Web:
         self._scheduled = False
         self._seats = threading.Semaphore(settings.threads - HEALTH_THREADS)
         self._loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+        self._loop_watch = LoopWatch(self._loop)
         self._started = threading.Event()
 
     def start(self) -> None:
@@ -66,6 +69,7 @@ class Web:
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
         self._started.wait()
+        self._loop_watch.start()
         atexit.register(self._stop)
 
     def _stop(self) -> None:
@@ -98,9 +102,10 @@ class Web:
 
     @property
     def is_ready(self) -> bool:
-        """Say whether requests can be served: not stopping, log reachable, replies flowing."""
+        """Say whether requests can be served: not stopping, loop turning, log reachable, replies flowing."""
         silent_since_s = min(self._requests.log_alive_s, self._requests.replies_alive_s)
-        return not draining.is_set() and time.time() - silent_since_s < READY_GAP_S
+        is_heard = time.time() - silent_since_s < READY_GAP_S
+        return is_heard and self._loop_watch.is_answering and not draining.is_set()
 
     # --- threads
 
@@ -152,9 +157,9 @@ class Web:
         partitions = partitions_of(self._service, self._settings.topology)
         self._started.set()
         await wait_for_log(self._settings)
-        await asyncio.gather(*(spawn(work) for work in self._work(partitions)))
+        await asyncio.gather(*(spawn(nurse(name, work)) for name, work in self._work(partitions).items()))
 
-    def _work(self, partitions: list[str]) -> list[Coroutine[Any, Any, None]]:
-        takers = [self._requests.take_replies(partition) for partition in partitions]
-        watchers = [self._requests.watch(partition) for partition in partitions]
-        return [*takers, *watchers, self._requests.sweep()]
+    def _work(self, partitions: list[str]) -> dict[str, Work]:
+        takers = {f"replies of {name}": partial(self._requests.take_replies, name) for name in partitions}
+        watchers = {f"watch of {name}": partial(self._requests.watch, name) for name in partitions}
+        return {**takers, **watchers, "sweep": self._requests.sweep}

@@ -120,6 +120,15 @@ async def a_tail(settings: Settings, partition: str) -> AsyncIterator[Tail]:
         await tail.close()
 
 
+@asynccontextmanager
+async def the_ends(settings: Settings) -> AsyncIterator[Ends]:
+    ends = Ends(settings)
+    try:
+        yield ends
+    finally:
+        await ends.close()
+
+
 async def records_of(settings: Settings, partition: str) -> list[Record]:
     """Return the whole log of a partition."""
     async with a_tail(settings, partition) as tail:
@@ -200,11 +209,11 @@ def refolded(
 @asynccontextmanager
 async def a_world(probe: ProbeSettings) -> AsyncIterator[World]:
     """Yield what a processor has: as common.service makes it."""
-    async with a_producer(probe) as producer, a_store(probe) as store:
+    async with a_producer(probe) as producer, a_store(probe) as store, the_ends(probe) as ends:
         publisher = Publisher(producer)
         box = DeadLetterBox(probe, probe.service, producer)
         try:
-            yield World(lambda partition: Tail(probe, inbox(partition)), publisher, store, box)
+            yield World(lambda partition: Tail(probe, inbox(partition), ends), publisher, store, box)
         finally:
             publisher.close()
 

@@ -16,7 +16,7 @@ from world import World as WholeWorld
 from common import processor
 from common.decision import Arrival, Decision, Ended, Machine, State
 from common.fold import DeadLetter, DeadLetters, Folded, Record, Result, result_key
-from common.log import LogFailed
+from common.log import LogFailed, LogSilent
 from common.messages import (
     Asker,
     AskPrice,
@@ -32,8 +32,9 @@ from common.messages import (
     encode,
     partitions_of,
 )
-from common.processor import BUSY_MESSAGES, Partition, Processor, World
+from common.processor import BUSY_MESSAGES, SILENCES_MAX, Partition, Processor, World
 from common.store import Fenced, StoreFailed
+from common.watchdog import STILL_ROUNDS_MAX, Stuck
 from stock.domain import AddStock, CreateItem, Item, SubtractStock
 
 PARTITION = "stock-0"
@@ -420,6 +421,126 @@ def test_entities_that_do_not_fit_memory_are_read_again(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(processor, "MEMORY_ENTITIES_MAX", 1)
     run(test, a_bench())
+
+
+# --- watchdogs
+
+
+def test_a_consumer_gone_silent_is_replaced_and_nothing_is_lost() -> None:
+    async def test(bench: Bench) -> None:
+        bench.ask(SubtractStock("apple", 1))
+        for _ in range(3):
+            bench.fail("poll", *[LogSilent("nothing comes")] * SILENCES_MAX)
+            await bench.catch_up()
+            bench.ask(SubtractStock("apple", 1))
+
+        assert bench.entity() == encode(Item(5, 7))
+        assert bench.told() == [Done("apple"), Done("10"), Done("9"), Done("8"), Done("7")]
+
+    run(test, a_bench())
+
+
+def test_silent_consumers_between_which_records_come_are_not_added_up() -> None:
+    async def test(bench: Bench) -> None:
+        partition = bench.partition()
+        running = asyncio.ensure_future(partition.run())
+        for _ in range(3 * SILENCES_MAX):
+            await eventually(bench.is_caught_up, running)
+            bench.fail("poll", LogSilent("nothing comes"))
+            bench.ask(SubtractStock("apple", 1))
+
+        await eventually(bench.is_caught_up, running)
+        partition.stopping = True
+        await running
+
+    run(test, a_bench())
+
+
+def test_consumers_that_are_silent_one_after_the_other_end_the_process() -> None:
+    async def test(bench: Bench) -> None:
+        bench.fail("poll", *[LogSilent("nothing comes")] * (SILENCES_MAX + 1))
+
+        with pytest.raises(Stuck, match="stock-0: 4 consumers were silent"):
+            await bench.partition().run()
+
+    run(test, a_bench())
+
+
+def test_a_log_that_is_down_ends_nobody_however_long() -> None:
+    async def test(bench: Bench) -> None:
+        bench.fail("open", *[LogFailed("no broker")] * 200)
+
+        await bench.catch_up()
+
+        assert bench.entity() == encode(Item(5, 10))
+
+    run(test, a_bench())
+
+
+class HungTail(FakeTail):
+    """A tail whose polls never return, while the bench has some of these left."""
+
+    async def poll(self, wait_s: float, records_max: int) -> list[Record]:
+        await asyncio.Event().wait()
+        return await super().poll(wait_s, records_max)
+
+
+def with_hung_tails(bench: Bench, count: int) -> World:
+    tails = iter([HungTail] * count)
+    return msgspec.structs.replace(bench.world(), tail=lambda partition: next(tails, FakeTail)(bench, partition))
+
+
+def test_a_partition_that_stands_still_is_begun_anew_and_is_still_ours() -> None:
+    async def test(bench: Bench) -> None:
+        processor = Processor(STOCK, ONE_EACH, with_hung_tails(bench, 2))
+        processor.assign({PARTITION})
+
+        await eventually(bench.is_caught_up)
+        bench.ask(SubtractStock("apple", 1))
+        await eventually(bench.is_caught_up)
+
+        assert processor.is_ready
+        await processor.stop()
+        assert bench.entity() == encode(Item(5, 9))
+
+    run(test, a_bench())
+
+
+def test_a_partition_that_stood_still_and_was_lost_meanwhile_is_not_owned_again() -> None:
+    async def test(bench: Bench) -> None:
+        processor = Processor(STOCK, ONE_EACH, with_hung_tails(bench, 1))
+        processor.assign({PARTITION})
+        await eventually(lambda: bench.open_tails == 1)
+
+        processor.assign(set())
+        await processor.stop()
+
+        assert bench.position == 0
+
+    run(test, a_bench())
+
+
+def test_a_partition_that_waits_for_an_acknowledgement_is_left_alone() -> None:
+    async def test(bench: Bench) -> None:
+        bench.publisher.holds = True
+        bench.write(1, AskPrice("a1", "apple"))
+        processor = Processor(STOCK, ONE_EACH, bench.world())
+        processor.assign({PARTITION})
+        await eventually(lambda: bench.publisher.held != [])
+
+        await turns(20 * STILL_ROUNDS_MAX)
+
+        assert len(bench.publisher.published) == 1
+        bench.publisher.acknowledge()
+        await eventually(bench.is_caught_up)
+        await processor.stop()
+
+    run(test, a_bench())
+
+
+async def turns(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
 
 
 # --- the one recovery

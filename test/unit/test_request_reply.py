@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import msgspec
@@ -11,12 +11,14 @@ import pytest
 from builders import NOW_MS, an_asker
 from world import STOCK, MemoryStore
 
+from common import watchdog
 from common.decision import Entity
 from common.fold import OTHER_CALL, Codec, Folded, Result, result_key
 from common.log import LogFailed
 from common.messages import Asker, Done, Outcome, Reason, Refused, Request, Told, encode
-from common.request_reply import CROWDED, LAG_MAX, MEMORY_SHARE_MAX, Network, RequestReply
+from common.request_reply import CROWDED, LAG_MAX, MEMORY_SHARE_MAX, WATCH_S, Network, RequestReply
 from common.store import StoreFailed
+from common.watchdog import STILL_ROUNDS_MAX, Stuck, nurse
 from stock.domain import AddStock, Item
 
 PARTITION = "stock-0"
@@ -112,13 +114,13 @@ class Bench:
         self.ends = FakeEnds()
         self.store = FakeStore()
         self.replies = FakeReplies()
-        network = Network(self.publisher, self.ends, self.store, self.replies, lambda: self.now_s, self._sleep)
+        network = Network(self.publisher, self.ends, self.store, self.replies, lambda: self.now_s, self.sleep)
         self.requests = RequestReply("web-1", Codec(STOCK), network)
         self.tasks = [
             asyncio.ensure_future(work) for work in (self.requests.take_replies(PARTITION), self.requests.sweep())
         ]
 
-    async def _sleep(self, seconds: float) -> None:
+    async def sleep(self, seconds: float) -> None:
         until_s = self.now_s + seconds
         while self.now_s < until_s:  # noqa: ASYNC110 - the test moves the clock, in the same loop
             await asyncio.sleep(0)
@@ -632,6 +634,89 @@ def test_a_log_and_a_store_that_fail_are_asked_again() -> None:
 
 
 # --- is it alive?
+
+
+# --- watchdogs
+
+
+@pytest.fixture
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watchdog, "STILL_ROUNDS_MAX", 5)
+
+
+def nursed(bench: Bench, *work: Callable[[], Coroutine[Any, Any, None]]) -> list[asyncio.Future[None]]:
+    """Let nurses do the work, on the bench's clock, instead of the bench's own loops."""
+    for task in bench.tasks:
+        task.cancel()
+    bench.tasks = []
+    return [asyncio.ensure_future(nurse("work", each, bench.sleep)) for each in work]
+
+
+@pytest.mark.usefixtures("_soon")
+def test_a_loop_that_takes_no_replies_although_the_store_answers_ends_the_process() -> None:
+    async def test(bench: Bench) -> None:
+        bench.replies.failures = 1_000_000
+        taking, watching = nursed(
+            bench, lambda: bench.requests.take_replies(PARTITION), lambda: bench.requests.watch(PARTITION)
+        )
+
+        await bench.wait(30)
+
+        with pytest.raises(Stuck):
+            taking.result()
+        assert not watching.done()
+        watching.cancel()
+
+    run(test)
+
+
+@pytest.mark.usefixtures("_soon")
+def test_a_store_that_answers_nobody_ends_nobody() -> None:
+    async def test(bench: Bench) -> None:
+        bench.replies.failures = bench.store.failures = 1_000_000
+        loops = nursed(bench, lambda: bench.requests.take_replies(PARTITION), lambda: bench.requests.watch(PARTITION))
+
+        await bench.wait(30)
+
+        assert not any(loop.done() for loop in loops)
+        for loop in loops:
+            loop.cancel()
+
+    run(test)
+
+
+@pytest.mark.usefixtures("_soon")
+def test_a_loop_that_hangs_in_the_store_is_begun_anew_and_takes_replies_again() -> None:
+    async def test(bench: Bench) -> None:
+        told = bench.ask()
+        (taking,) = nursed(bench, lambda: bench.requests.take_replies(PARTITION))
+        await bench.wait(8)  # the fake waits for replies without end: for all that a nurse can tell, it hangs
+
+        await bench.reply(Done("1"))
+
+        assert told == [Done("1")]
+        taking.cancel()
+
+    run(test)
+
+
+def test_reads_that_hang_are_begun_anew_and_those_that_come_later_are_answered() -> None:
+    async def test(bench: Bench) -> None:
+        watch(bench)
+        bench.store.apply(5, **{"Item:apple": Item(5, 3)})
+        await bench.wait(WATCH_S + 0.1)
+        answering, bench.ends.gate = bench.ends.gate, asyncio.Event()
+        lost = bench.read()
+        await bench.settle()
+        bench.ends.gate = answering  # only the call that is under way hangs
+        later = bench.read()
+
+        await bench.wait((STILL_ROUNDS_MAX + 2) * WATCH_S)
+
+        assert lost == []
+        assert later == [Item(5, 3)]
+
+    run(test)
 
 
 def test_acknowledgements_and_replies_show_that_log_and_replies_are_alive() -> None:

@@ -18,7 +18,7 @@ from common.log import LogFailed
 from common.messages import Asker, Done, Outcome, Reason, Refused, Request, Told, encode
 from common.request_reply import CROWDED, LAG_MAX, MEMORY_SHARE_MAX, WATCH_S, Network, RequestReply
 from common.store import StoreFailed
-from common.watchdog import STILL_ROUNDS_MAX, Stuck, nurse
+from common.watchdog import REPAIRS_MAX, STILL_ROUNDS_MAX, Stuck, nurse
 from stock.domain import AddStock, Item
 
 PARTITION = "stock-0"
@@ -715,6 +715,24 @@ def test_reads_that_hang_are_begun_anew_and_those_that_come_later_are_answered()
 
         assert lost == []
         assert later == [Item(5, 3)]
+
+    run(test)
+
+
+def test_reads_that_hang_however_often_they_are_begun_anew_end_the_process() -> None:
+    async def test(bench: Bench) -> None:
+        watching = asyncio.ensure_future(bench.requests.watch(PARTITION))
+        await bench.wait(WATCH_S + 0.1)
+        answering = bench.ends.gate
+        for _ in range(REPAIRS_MAX + 1):
+            bench.ends.gate = asyncio.Event()
+            bench.read()
+            await bench.settle()
+            bench.ends.gate = answering
+            await bench.wait((STILL_ROUNDS_MAX + 2) * WATCH_S)
+
+        with pytest.raises(Stuck):
+            watching.result()
 
     run(test)
 

@@ -410,12 +410,6 @@ async def test_a_slot_map_that_is_stale_costs_no_call_and_no_connection_of_other
         assert _connections(system, elsewhere) >= connections
 
 
-def _is_followed(system: System, partition: str) -> bool:
-    with contextlib.suppress(AssertionError):  # soon after a failover a node does not know whose replica another one is
-        return faults.replica_of(system, partition) != ""
-    return False
-
-
 def _names(probe: ProbeSettings) -> list[str]:
     return [f"{probe.service}-{number}" for number in range(1, 100)]
 
@@ -441,30 +435,6 @@ def _pair(system: System, partition: str) -> tuple[str, ...]:
     with contextlib.suppress(LookupError):
         return faults.primary_of(system, partition), faults.replica_of(system, partition)
     return ()
-
-
-def _names(probe: ProbeSettings) -> list[str]:
-    return [f"{probe.service}-{number}" for number in range(1, 100)]
-
-
-def _primary(system: System, partition: str) -> str:
-    return faults.primary_of(system, partition)
-
-
-def _connections(system: System, partition: str) -> set[int]:
-    """Return our ends of the connections to the node that has a partition."""
-    port = system.redis_nodes[int(faults.primary_of(system, partition).removeprefix("redis-"))][1]
-    found = psutil.Process().net_connections("tcp")
-    return {each.laddr.port for each in found if each.status == "ESTABLISHED" and each.raddr.port == port}
-
-
-def _fail_over(system: System, partition: str) -> None:
-    """Have a primary and its replica change places, without losing anything."""
-    faults.wait_until(lambda: _is_followed(system, partition), "the primary is known to be followed")
-    old, new = faults.primary_of(system, partition), faults.replica_of(system, partition)
-    faults.redis(system, new).execute_command("CLUSTER", "FAILOVER")
-    faults.wait_until(lambda: faults.primary_of(system, partition) == new, f"{new} is primary")
-    faults.wait_until(lambda: faults.redis(system, old).role()[0] == b"slave", f"{old} is a replica")
 
 
 async def test_calls_that_are_cancelled_leave_no_answer_for_the_next(system: System) -> None:

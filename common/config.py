@@ -28,6 +28,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `kafka` and `redis` list some addresses to start from.  The partition counts and `replication` describe the topics
     and never change during the life of a log.  `bind` is where this process serves HTTP, a processor its metrics.
     `threads` bounds the requests that one web process answers at once: keep it 16 above the gateway's maxconn.
+    `snapshot_records` is how many records a partition takes between two snapshots: a replay has some more at most.
     """
 
     kafka: Addresses
@@ -42,6 +43,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     patience_ms: Count = 20_000
     batch_init_patience_ms: Count = 120_000
     session_timeout_ms: Annotated[int, msgspec.Meta(ge=1_000)] = 2_500
+    snapshot_records: Count = 20_000
     log_level: Annotated[str, msgspec.Meta(pattern="^(DEBUG|INFO|WARNING|ERROR)$")] = "INFO"
 
     @property

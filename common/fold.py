@@ -44,6 +44,8 @@ PAGES_PRUNED_MAX = 2
 
 STUCK = "stuck"
 """Among the counts: letters that raised and had no excuse.  Their sagas wait for a person."""
+BURIED = "buried"
+"""Among the counts: messages that are on record as dead letters."""
 
 OTHER_CALL = Refused(Reason.OTHER_CALL, "this Idempotency-Key was used for another call: use a new one")
 TOO_LATE = Refused(Reason.NOT_NOW, "too late in the log, or made by a clock that is wrong: ask again")
@@ -87,6 +89,8 @@ class Header(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
 
     `crc` and `timestamp_ms` are those of the last record folded; `now_ms` is the latest timestamp of all.
     `taken` is the last sequence taken by source, `sent` the last one sent by target.  `counts` counts entities by kind.
+    `digest` is a checksum of every change since the log's start: two headers that are equal at one position come from
+    the same state, so comparing them compares partitions (against mistakes, not against forgers).
     """
 
     log_id: str = ""
@@ -100,6 +104,7 @@ class Header(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     results: int = 0
     attempts: Shelf = msgspec.field(default_factory=Shelf)
     client_keys: Shelf = msgspec.field(default_factory=Shelf)
+    digest: int = 0
 
 
 class Memory(dict[str, "Entity | None"]):
@@ -139,12 +144,16 @@ class Missing(msgspec.Struct, frozen=True):
 
 
 class DeadLetter(msgspec.Struct, frozen=True):
-    """The fold met a bug of ours and needs it among the dead letters before it goes on."""
+    """The fold met a bug of ours and needs it among the dead letters before it goes on.
+
+    `envelope` is the message with its envelope, as the record has it: the log may be trimmed before a person acts.
+    """
 
     partition: str
     offset: int
     index: int
     traceback: str
+    envelope: bytes
 
 
 Effect = Missing | DeadLetter
@@ -187,6 +196,12 @@ class Codec:
         except msgspec.DecodeError as why:
             raise UndecodableRecord(str(why)) from why
         return content
+
+    def envelope(self, value: bytes, index: int) -> bytes:
+        """Return one message of a batch with its envelope, encoded."""
+        batch = self.record(value)
+        assert isinstance(batch, Batch)
+        return encode(batch.messages[index])
 
     def entity(self, value: bytes | None) -> Entity | None:
         """Return the entity, None for one that is absent."""
@@ -314,11 +329,13 @@ class Fold:
             except MemoryError:
                 raise
             except Exception:
-                yield DeadLetter(arrival.partition, record.offset, index, traceback.format_exc())
+                envelope = self._rules.codec.envelope(record.value, index)
+                yield DeadLetter(arrival.partition, record.offset, index, traceback.format_exc(), envelope)
             else:
                 self._absorb(arrival, encoded)
                 return
         excuse = self._excuse(arrival, message, place)
+        self._header.counts[BURIED] = self._header.counts.get(BURIED, 0) + 1
         if not excuse.messages:
             self._header.counts[STUCK] = self._header.counts.get(STUCK, 0) + 1
         self._absorb(arrival, _Encoded(excuse, arrival, self._memory))
@@ -352,6 +369,7 @@ class Fold:
     def _put(self, key: str, entity: Entity | None, value: bytes | None) -> None:
         self._memory.remember(key, entity)
         self.folded.changes[key] = value
+        self._header.digest = checksum(value or b"", checksum(key.encode(), self._header.digest))
 
     def _send(self, partition: str, message: msgspec.Raw) -> None:
         sequence = self._header.sent.get(partition, 0) + 1

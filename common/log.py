@@ -16,7 +16,7 @@ from uuid import uuid4
 import msgspec
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.coordinator.protocol import ConsumerProtocol
 from aiokafka.errors import (
@@ -61,6 +61,8 @@ REJOINS_MAX = 3
 BACKOFF_S = 0.05
 BACKOFF_MAX_S = 0.5
 
+SNAPSHOTS, MANIFESTS = "snapshots", "manifests"
+
 LINGER_S = 0.006
 LINGER_MESSAGES = 3
 """When so many came while a send was in flight, they wait this much longer for company: a quiet lane sends at once."""
@@ -86,8 +88,12 @@ class LogSilent(LogFailed):
 
 def inbox(partition: str) -> TopicPartition:
     """Return where Kafka has a partition: "order-3" is partition 3 of order-inbox."""
+    return _beside(partition, "inbox")
+
+
+def _beside(partition: str, kind: str) -> TopicPartition:
     service, _, number = partition.rpartition("-")
-    return TopicPartition(f"{service}-inbox", int(number))
+    return TopicPartition(f"{service}-{kind}", int(number))
 
 
 def dead_letters_of(service: str) -> TopicPartition:
@@ -473,7 +479,7 @@ class DeadLetterBox:
     async def of(self, partition: str, since: int = 0) -> DeadLetters:
         """Return a partition's dead letters from number `since` on.  Of two for one message the first counts."""
         async with a_tail(self._settings, self._place) as tail:
-            records = await self._all(tail, since)
+            records = await _all(tail, since)
         letters: DeadLetters = {}
         for record in records:
             letter = msgspec.msgpack.decode(record.value, type=DeadLetter)
@@ -488,18 +494,68 @@ class DeadLetterBox:
             record = await tail.read(number) if first <= number < end else None
         return None if record is None else msgspec.msgpack.decode(record.value, type=DeadLetter)
 
-    async def _all(self, tail: Tail, since: int) -> list[Record]:
-        first, end = await tail.bounds()
-        position = max(first, since)
-        records: list[Record] = []
-        tail.seek(position)
-        while position < end:
-            found = await tail.poll(SILENCE_S, 500)
-            if not found:
-                raise LogSilent(f"no record {position} of {self._place} comes, and the log ends at {end}")
-            records += found
-            position = found[-1].offset + 1
-        return records
+
+async def _all(tail: Tail, since: int) -> list[Record]:
+    """Return all records from `since` on."""
+    first, end = await tail.bounds()
+    position = max(first, since)
+    records: list[Record] = []
+    tail.seek(position)
+    while position < end:
+        found = await tail.poll(SILENCE_S, 500)
+        if not found:
+            raise LogSilent(f"no record {position} comes, and the log ends at {end}")
+        records += found
+        position = found[-1].offset + 1
+    return records
+
+
+# --- snapshots -------------------------------------------------------------------------------------------------------
+
+
+class SnapshotTopics:
+    """The snapshots of one service: chunks in one topic, manifests in another, each with the inbox's partitions."""
+
+    def __init__(self, settings: Settings, sender: Sender) -> None:
+        self._settings = settings
+        self._sender = sender
+
+    async def put_chunk(self, partition: str, chunk: bytes) -> int:
+        """Return the chunk's offset, once it is acknowledged."""
+        return await self._sender.send(_beside(partition, SNAPSHOTS), chunk)
+
+    async def put_manifest(self, partition: str, manifest: bytes) -> None:
+        """Return once it is acknowledged."""
+        await self._sender.send(_beside(partition, MANIFESTS), manifest)
+
+    async def manifests(self, partition: str) -> list[Record]:
+        """Return the manifests that there are, in the order of their offsets."""
+        async with a_tail(self._settings, _beside(partition, MANIFESTS)) as tail:
+            return await _all(tail, 0)
+
+    async def chunks(self, partition: str, offsets: list[int]) -> AsyncIterator[Record | None]:
+        """Yield the chunk at each offset; None for one that is not there, deleted or not written."""
+        async with a_tail(self._settings, _beside(partition, SNAPSHOTS)) as tail:
+            first, end = await tail.bounds()
+            for offset in offsets:
+                yield await tail.read(offset) if first <= offset < end else None
+
+    async def trim(self, partition: str, position: int, chunk: int, manifest: int) -> None:
+        """Delete what is below these offsets: records of the inbox, chunks, manifests.  In this order."""
+        admin = AIOKafkaAdminClient(bootstrap_servers=self._settings.kafka, request_timeout_ms=REQUEST_TIMEOUT_MS)
+        with _as_log_failed(f"trim {partition}"):
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                try:
+                    await admin.start()
+                    await _delete(admin, inbox(partition), position)
+                    await _delete(admin, _beside(partition, SNAPSHOTS), chunk)
+                    await _delete(admin, _beside(partition, MANIFESTS), manifest)
+                finally:
+                    await _stop(admin)
+
+
+async def _delete(admin: AIOKafkaAdminClient, place: TopicPartition, below: int) -> None:
+    await admin.delete_records({place: RecordsToDelete(below)})
 
 
 # --- ownership -------------------------------------------------------------------------------------------------------
@@ -669,6 +725,8 @@ async def set_up(settings: Settings, service: str) -> None:
     try:
         await _create(admin, settings, f"{service}-inbox", settings.topology[service])
         await _create(admin, settings, dead_letters_of(service).topic, 1)
+        for kind in (SNAPSHOTS, MANIFESTS):
+            await _create(admin, settings, f"{service}-{kind}", settings.topology[service])
     finally:
         await admin.close()
     producer = Producer(settings)

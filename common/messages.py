@@ -131,9 +131,9 @@ def encode_batch(messages: list[msgspec.Raw]) -> bytes:
     return _encoder.encode(["batch", messages])
 
 
-def checksum(value: bytes) -> int:
-    """Return the CRC-32 of a record's value; a state remembers that of the last record folded into it."""
-    return zlib.crc32(value)
+def checksum(value: bytes, running: int = 0) -> int:
+    """Return the CRC-32 of a record's value, or of what `running` is the CRC-32 of, followed by it."""
+    return zlib.crc32(value, running)
 
 
 # --- partitions -----------------------------------------------------------------------------------------------------

@@ -15,14 +15,14 @@ While nobody waits for what is folded (no replies), a step takes along what come
 out at once, its apply comes later.  A crash in between is one between publish and apply.
 
 There is one recovery: drop the memory of the partition and load it.  Start, rebalance, failover, fence and an emptied
-store all take that way.
+store all take that way; where the state is gone, it is restored from the newest snapshot first (common.snapshot).
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, Protocol
 
@@ -46,6 +46,7 @@ from common.fold import (
 )
 from common.log import LogFailed, LogSilent
 from common.messages import Genesis, Topology, checksum
+from common.snapshot import Manifest, Snapshots, Unreadable
 from common.store import Fenced, StoreFailed
 from common.tasks import spawn
 from common.watchdog import Stuck, beat, nurse, rest
@@ -117,6 +118,11 @@ class Store(Protocol):
     async def apply(self, partition: str, folded: Folded, *, with_replies: bool) -> None:
         """Move the partition from folded.start to folded.end, or raise Fenced."""
 
+    async def restore(
+        self, partition: str, expected: int, manifest: Manifest, chunks: AsyncIterator[dict[str, bytes]]
+    ) -> None:
+        """Put a snapshot in place of a partition that stands at `expected`, or raise Fenced."""
+
 
 class DeadLetterBox(Protocol):
     """Keeps dead letters; common.log has the real one."""
@@ -137,6 +143,7 @@ class World(msgspec.Struct, frozen=True):
     publisher: Publisher
     store: Store
     dead_letters: DeadLetterBox
+    snapshots: Snapshots
     now_s: Callable[[], float] = time.time
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 
@@ -195,7 +202,7 @@ class Partition:
 
     async def _load(self) -> None:
         """Begin where the store stands, after making sure that the log is the one the state was folded from."""
-        position, (header,) = await self._store.read(self.name, ["header"])
+        position, header = await self._stored()
         self._header = self._codec.header(header)
         self._memory = Memory()
         self._rules = Rules(
@@ -210,6 +217,29 @@ class Partition:
         self._is_busy = False
         self._tail.seek(position)
         logger.info("loaded", partition=self.name, position=position)
+
+    async def _stored(self) -> tuple[int, bytes | None]:
+        """Return position and header; what is missing, or older than the log, is restored from a snapshot first."""
+        position, (header,) = await self._store.read(self.name, ["header"])
+        first, _ = await self._tail.bounds()
+        if (position == 0 or position < first) and await self._restore(position):
+            position, (header,) = await self._store.read(self.name, ["header"])
+        return position, header
+
+    async def _restore(self, position: int) -> bool:
+        """Put the newest snapshot that can be read in place of a state at `position`; return False if none is newer."""
+        snapshots = self._world.snapshots
+        for manifest in await snapshots.newest_first(self.name):
+            if manifest.position <= position:
+                break
+            try:
+                await self._store.restore(self.name, position, manifest, snapshots.read(self.name, manifest))
+            except Unreadable as why:
+                logger.warning("a snapshot cannot be read", partition=self.name, why=str(why))
+            else:
+                logger.info("restored", partition=self.name, position=manifest.position, fields=manifest.field_count)
+                return True
+        return False
 
     async def _check_log(self, position: int) -> None:
         deadline = self._world.now_s() + HALT_S
@@ -229,19 +259,22 @@ class Partition:
             return None
         if self._header.topology != self._topology:
             return f"{self.name} was made for partition counts {self._header.topology}, not {dict(self._topology)}"
-        return await self._another_log(first) or await self._last_record_differs(position)
-
-    async def _another_log(self, first: int) -> str | None:
-        if first > 0:
-            return None
-        genesis = await self._tail.read(0)
-        if genesis is None:
-            return f"record 0 of {self.name} cannot be read"
-        content = self._codec.record(genesis.value)
-        log_id = content.log_id if isinstance(content, Genesis) else ""
+        log_id = await (self._log_id() if first == 0 else self._snapshots_log_id())
         if log_id != self._header.log_id:
             return f"the log of {self.name} is {log_id!r}, its state was made from {self._header.log_id!r}"
-        return None
+        return None if position == first else await self._last_record_differs(position)
+
+    async def _log_id(self) -> str:
+        genesis = await self._tail.read(0)
+        if genesis is None:
+            raise LogFailed(f"record 0 of {self.name} cannot be read")
+        content = self._codec.record(genesis.value)
+        return content.log_id if isinstance(content, Genesis) else ""
+
+    async def _snapshots_log_id(self) -> str:
+        """Return it where record 0 was deleted: snapshots have it.  Without one there is nothing to compare with."""
+        manifests = await self._world.snapshots.newest_first(self.name)
+        return self._codec.header(manifests[0].header).log_id if manifests else self._header.log_id
 
     async def _last_record_differs(self, position: int) -> str | None:
         last = await self._tail.read(position - 1)
@@ -321,7 +354,8 @@ class Partition:
             known.setdefault(place, first)
         number = known[letter.offset, letter.index]
         telemetry.DEAD_LETTERS.labels(self.name).inc()
-        logger.error("dead letter", number=number, **msgspec.to_builtins(letter))
+        described = {"partition": letter.partition, "offset": letter.offset, "index": letter.index}
+        logger.error("dead letter", number=number, **described, traceback=letter.traceback)
 
     async def _check_position(self) -> None:
         """Notice a failover that took the state back, also when nothing is going on."""

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from common.config import Settings
 from common.decision import Machine
 from common.fold import Codec, DeadLetter
-from common.log import DeadLetterBox, Producer, Publisher, Tail, inbox
-from common.messages import Batch, Letter, encode
+from common.log import DeadLetterBox, Producer, Publisher
+from common.messages import Batch, Letter, encode, encode_batch
 
 
 class CannotRedeliver(Exception):
@@ -26,7 +28,7 @@ async def redeliver(machine: Machine, settings: Settings, number: int) -> str:
         dead = await DeadLetterBox(settings, machine.service, producer).at(number)
         if dead is None:
             raise CannotRedeliver(f"there is no dead letter {number}")
-        letter = again(machine, await _envelope(machine, settings, dead), dead)
+        letter = again(machine, _envelope(machine, dead), dead)
         offset = await Publisher(producer).publish(dead.partition, [encode(letter)])
     finally:
         await producer.close()
@@ -43,15 +45,7 @@ def again(machine: Machine, envelope: Any, dead: DeadLetter) -> Letter[Any]:
     return Letter(source, 1, envelope.message, envelope.on_behalf_of or envelope.source)
 
 
-async def _envelope(machine: Machine, settings: Settings, dead: DeadLetter) -> Any:
-    tail = Tail(settings, inbox(dead.partition))
-    await tail.open()
-    try:
-        record = await tail.read(dead.offset)
-    finally:
-        await tail.close()
-    if record is None:
-        raise CannotRedeliver(f"record {dead.offset} of {dead.partition} cannot be read")
-    content = Codec(machine).record(record.value)
+def _envelope(machine: Machine, dead: DeadLetter) -> Any:
+    content = Codec(machine).record(encode_batch([msgspec.Raw(dead.envelope)]))
     assert isinstance(content, Batch)
-    return content.messages[dead.index]
+    return content.messages[0]

@@ -120,6 +120,7 @@ class RequestReply:
         self._read_repairs = 0
         self._answering: set[str] = set()
         self._crowded: set[str] = set()
+        self._reached: dict[str, int] = {}
         self.replies_alive_s = 0.0
         self.log_alive_s = 0.0
 
@@ -229,7 +230,12 @@ class RequestReply:
         self.log_alive_s = self._network.now_s()
         position, _ = await self._network.store.read(partition, [])
         self._answering.add(partition)
-        return end - position > LAG_MAX or await self._network.store.memory_share(partition) > MEMORY_SHARE_MAX
+        # What is replayed was taken once: only what nobody has folded yet is a backlog.
+        self._reached[partition] = max(self._reached.get(partition, 0), position)
+        return (
+            end - self._reached[partition] > LAG_MAX
+            or await self._network.store.memory_share(partition) > MEMORY_SHARE_MAX
+        )
 
     # --- reads
 

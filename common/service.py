@@ -20,15 +20,21 @@ from common.log import (
     Membership,
     Producer,
     Publisher,
+    SnapshotTopics,
     Tail,
     inbox,
     set_up,
     wait_for_log,
 )
 from common.processor import Processor, World
+from common.snapshot import Snapshots
+from common.snapshotter import Snapshotter, Surroundings
 from common.store import Store
 from common.tasks import crash_on_error, spare_garbage_collection, spawn
 from common.watchdog import LoopWatch
+
+NICE = 10
+"""A snapshotter takes only the time of processors that nobody else wants."""
 
 logger = structlog.get_logger()
 
@@ -51,6 +57,11 @@ def run(machine: Machine) -> None:
         telemetry.configure_logging(settings.log_level, service=machine.service, process="processor")
         uvloop.run(_process(machine, settings))
 
+    @service.command(help="Compare what is stored with what the log makes, take snapshots, trim the log.")
+    def snapshotter() -> None:
+        telemetry.configure_logging(settings.log_level, service=machine.service, process="snapshotter")
+        uvloop.run(_take_snapshots(machine, settings))
+
     @service.command(help="Create the topics; run again, it changes nothing.")
     def setup() -> None:
         telemetry.configure_logging(settings.log_level, service=machine.service, process="setup")
@@ -68,13 +79,7 @@ def run(machine: Machine) -> None:
 
 
 async def _process(machine: Machine, settings: config.Settings) -> None:
-    loop = asyncio.get_running_loop()
-    loop.set_exception_handler(crash_on_error)
-    loop_watch = LoopWatch(loop)
-    loop_watch.start()
-    told_to_stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told_to_stop.set)
+    loop_watch, told_to_stop = _begin()
     await wait_for_log(settings)
     processor = Processor(machine, settings.topology, _world(machine, settings))
     membership = Membership(settings, machine.service, processor.assign)
@@ -86,6 +91,32 @@ async def _process(machine: Machine, settings: config.Settings) -> None:
     await processor.stop()
     taking_part.cancel()
     await asyncio.gather(taking_part, return_exceptions=True)
+
+
+async def _take_snapshots(machine: Machine, settings: config.Settings) -> None:
+    os.nice(NICE)
+    loop_watch, told_to_stop = _begin()
+    await wait_for_log(settings)
+    snapshotter = Snapshotter(machine, settings.topology, _surroundings(machine, settings))
+    telemetry.serve(settings.bind, lambda: loop_watch.is_answering and snapshotter.is_ready)
+    spare_garbage_collection()
+    working = spawn(snapshotter.run())
+    await told_to_stop.wait()
+    logger.info("stopping")
+    working.cancel()
+    await asyncio.gather(working, return_exceptions=True)
+
+
+def _begin() -> tuple[LoopWatch, asyncio.Event]:
+    """Return what watches the event loop, and what is set when the process is told to stop."""
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(crash_on_error)
+    loop_watch = LoopWatch(loop)
+    loop_watch.start()
+    told_to_stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told_to_stop.set)
+    return loop_watch, told_to_stop
 
 
 async def _set_up(machine: Machine, settings: config.Settings) -> None:
@@ -101,4 +132,10 @@ def _world(machine: Machine, settings: config.Settings) -> World:
         publisher=Publisher(producer),
         store=Store(settings),
         dead_letters=DeadLetterBox(settings, machine.service, producer),
+        snapshots=Snapshots(SnapshotTopics(settings, producer)),
     )
+
+
+def _surroundings(machine: Machine, settings: config.Settings) -> Surroundings:
+    world = _world(machine, settings)
+    return Surroundings(world.tail, world.store, world.dead_letters, world.snapshots, settings.snapshot_records)

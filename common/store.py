@@ -1,16 +1,18 @@
 """The store: Redis Cluster, and nobody else here knows that.
 
 Each partition is one hash: its entities by key, its header, and its position.  `apply` moves all of it in one fenced
-script; there is no other write.  redis-py repeats commands after a time-out: the fence makes that harmless.
+script; the only other write, `restore`, puts a snapshot where there is no state, behind the same fence.  redis-py
+repeats commands after a time-out: the fence makes that harmless.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import msgspec
 from redis.asyncio.cluster import ClusterNode, RedisCluster
@@ -21,6 +23,7 @@ from redis.exceptions import NoScriptError
 from common.config import Settings
 from common.fold import Folded
 from common.messages import Told, encode
+from common.snapshot import Manifest
 from common.tasks import spawn
 from common.watchdog import note_repair
 
@@ -30,8 +33,10 @@ REPLY_LIFE_MS = 60_000
 FAILURES_MAX = 20
 """Calls that fail in a row, none succeeding, before the client is replaced."""
 
-APPLY = (Path(__file__).parent / "apply.lua").read_text()
-APPLY_SHA = hashlib.sha1(APPLY.encode(), usedforsecurity=False).hexdigest()
+FILL_FIELDS = 1_000
+"""Fields that one script writes: longer ones would stop the node for too long."""
+FILL_LIFE_MS = 60_000
+"""How long a snapshot that is being restored outlives whoever restores it."""
 
 _replies = msgspec.msgpack.Decoder(list[Told])
 
@@ -46,6 +51,23 @@ class Fenced(Exception):
     def __init__(self, partition: str, expected: object, stored: int) -> None:
         super().__init__(f"{partition} stands at {stored}, expected {expected}")
         self.stored = stored
+
+
+class _Script:
+    """A Lua script beside this file; sent whole only to a node that does not know it."""
+
+    def __init__(self, name: str) -> None:
+        self._text = (Path(__file__).parent / name).read_text()
+        self._sha = hashlib.sha1(self._text.encode(), usedforsecurity=False).hexdigest()
+
+    async def __call__(self, redis: RedisCluster, keys: list[str], arguments: list[Any]) -> Any:
+        try:
+            return await redis.evalsha(self._sha, len(keys), *keys, *arguments)
+        except NoScriptError:
+            return await redis.eval(self._text, len(keys), *keys, *arguments)
+
+
+_apply, _fill, _restore = _Script("apply.lua"), _Script("fill.lua"), _Script("restore.lua")
 
 
 class Store:
@@ -82,6 +104,30 @@ class Store:
             stored = int(await _apply(redis, keys, arguments))
         if stored != folded.end:
             raise Fenced(partition, folded.start, stored)
+
+    async def restore(
+        self, partition: str, expected: int, manifest: Manifest, chunks: AsyncIterator[dict[str, bytes]]
+    ) -> None:
+        """Put a snapshot in place of a partition that stands at `expected`; raise Fenced when it is elsewhere.
+
+        It is written under a temporary name and renamed when all of it is there: nobody ever reads a part of it.
+        """
+        temporary = f"{_hash(partition)}:restore:{uuid4().hex}"
+        await self._fill(temporary, {"header": manifest.header, "position": b"%d" % manifest.position})
+        async for fields in chunks:
+            await self._fill(temporary, fields)
+        arguments = [expected, manifest.position, manifest.field_count + 2]
+        with self._client.calling(f"restore {partition}") as redis:
+            stored = int(await _restore(redis, [_hash(partition), temporary], arguments))
+        if stored != manifest.position:
+            raise Fenced(partition, expected, stored)
+
+    async def _fill(self, temporary: str, fields: dict[str, bytes]) -> None:
+        pairs = list(fields.items())
+        for start in range(0, len(pairs), FILL_FIELDS):
+            flat = [part for pair in pairs[start : start + FILL_FIELDS] for part in pair]
+            with self._client.calling(f"fill {temporary}") as redis:
+                await _fill(redis, [temporary], [FILL_LIFE_MS, *flat])
 
     async def memory_share(self, partition: str) -> float:
         """Return how much of its memory the partition's node uses, 0 to 1; 0 where there is no limit."""
@@ -170,13 +216,6 @@ def _connect(settings: Settings, timeout_s: float) -> RedisCluster:
         socket_connect_timeout=CALL_TIMEOUT_S,
         protocol=2,
     )
-
-
-async def _apply(redis: RedisCluster, keys: list[str], arguments: list[Any]) -> Any:
-    try:
-        return await redis.evalsha(APPLY_SHA, len(keys), *keys, *arguments)
-    except NoScriptError:
-        return await redis.eval(APPLY, len(keys), *keys, *arguments)
 
 
 def _hash(partition: str) -> str:

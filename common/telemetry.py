@@ -49,6 +49,10 @@ CHECKOUT_SECONDS = Histogram(
     "checkout_checkout_seconds", "From a checkout's command to its end, by the log's clock", buckets=SECONDS
 )
 
+# snapshotter
+COMPARED = Counter("checkout_states_compared_total", "Times that a state was what its log makes", ["partition"])
+SNAPSHOT_POSITION = Gauge("checkout_snapshot_position", "Position of the newest snapshot", ["partition"])
+
 
 def forget_partition(partition: str) -> None:
     """Show nothing of a partition that is not followed here any more."""

@@ -62,6 +62,10 @@ class Profile:
         """One a processor of `service`, for /health and /metrics."""
         return self._ports(8110 + 10 * SERVICES.index(service), self.copies)
 
+    def snapshotter_port(self, service: str) -> int:
+        """Where its snapshotter answers /health and /metrics."""
+        return 8140 + SERVICES.index(service) + self.port_offset
+
     @property
     def data_ports(self) -> tuple[int, ...]:
         """What Kafka and Redis listen on."""
@@ -71,7 +75,8 @@ class Profile:
     def service_ports(self) -> tuple[int, ...]:
         """What the gateway and the services listen on."""
         services = (self.web_ports(service) + self.processor_ports(service) for service in SERVICES)
-        return (self.gateway_port, self.stats_port, *sum(services, ()))
+        snapshotters = tuple(self.snapshotter_port(service) for service in SERVICES)
+        return (self.gateway_port, self.stats_port, *sum(services, ()), *snapshotters)
 
     @property
     def home(self) -> Path:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from local import broker, gateway
 from local.profiles import HOST, SERVICES, WEB_THREADS, Profile, addresses
 
-GROUPS = ("data", "processors", "web", "gateway")
+GROUPS = ("data", "processors", "snapshotters", "web", "gateway")
 """In the order in which they start; they stop in the reverse order."""
 
 Environment = dict[str, str]
@@ -29,7 +29,8 @@ def programs(profile: Profile) -> tuple[Program, ...]:
     nodes = [_redis(profile, node) for node in range(len(profile.redis_ports))]
     processors = [_processor(profile, service, copy) for service in SERVICES for copy in range(profile.copies)]
     webs = [_web(profile, service, copy) for service in SERVICES for copy in range(profile.copies)]
-    return (*brokers, *nodes, *processors, *webs, _gateway(profile))
+    snapshotters = [_snapshotter(profile, service) for service in SERVICES]
+    return (*brokers, *nodes, *processors, *snapshotters, *webs, _gateway(profile))
 
 
 def service_environment(profile: Profile) -> Environment:
@@ -64,12 +65,16 @@ def _processor(profile: Profile, service: str, copy: int) -> Program:
     return _service(profile, f"{service}-processor-{copy}", "processors", profile.processor_ports(service)[copy])
 
 
+def _snapshotter(profile: Profile, service: str) -> Program:
+    return _service(profile, f"{service}-snapshotter", "snapshotters", profile.snapshotter_port(service))
+
+
 def _web(profile: Profile, service: str, copy: int) -> Program:
     return _service(profile, f"{service}-web-{copy}", "web", profile.web_ports(service)[copy])
 
 
 def _service(profile: Profile, name: str, group: str, port: int) -> Program:
-    service, role, _ = name.split("-")
+    service, role = name.split("-")[:2]
     # Two malloc arenas: with glibc's default every thread may keep one of its own.
     own = {"CHECKOUT_BIND": f"{HOST}:{port}", "MALLOC_ARENA_MAX": "2", "PYTHONUNBUFFERED": "1"}
     return Program(

@@ -15,11 +15,12 @@ from redis.asyncio.cluster import ClusterNode, RedisCluster
 from common.config import Settings
 from common.decision import Machine
 from common.fold import Codec, DeadLetters, Fold, Folded, Header, Memory, Missing, Record, Rules
-from common.log import DeadLetterBox, Ends, LogFailed, Producer, Publisher, Tail, inbox, set_up
+from common.log import DeadLetterBox, Ends, LogFailed, Producer, Publisher, SnapshotTopics, Tail, inbox, set_up
 from common.messages import Asker, Message, Outcome, Request, Told, Topology, encode
 from common.processor import Partition, World
 from common.processor import Publisher as Publishing
 from common.processor import Store as Storing
+from common.snapshot import Snapshots
 from common.store import Replies, Store, StoreFailed
 from common.tasks import spawn
 from local.system import System
@@ -213,7 +214,8 @@ async def a_world(probe: ProbeSettings) -> AsyncIterator[World]:
         publisher = Publisher(producer)
         box = DeadLetterBox(probe, probe.service, producer)
         try:
-            yield World(lambda partition: Tail(probe, inbox(partition), ends), publisher, store, box)
+            snapshots = Snapshots(SnapshotTopics(probe, producer))
+            yield World(lambda partition: Tail(probe, inbox(partition), ends), publisher, store, box, snapshots)
         finally:
             publisher.close()
 

@@ -330,8 +330,8 @@ def repeats(probe: ProbeSettings, records: list[Record]) -> int:
 
 async def test_dead_letters_are_found_by_partition_and_by_number(system: System) -> None:
     probe = await a_log(system, partitions=2)
-    letters = [DeadLetter(probe.first, 7, 0, "one"), DeadLetter(probe.second, 7, 0, "two")]
-    letters += [DeadLetter(probe.first, 7, 1, "three"), DeadLetter(probe.first, 9, 0, "four")]
+    letters = [DeadLetter(probe.first, 7, 0, "one", b""), DeadLetter(probe.second, 7, 0, "two", b"")]
+    letters += [DeadLetter(probe.first, 7, 1, "three", b""), DeadLetter(probe.first, 9, 0, "four", b"")]
 
     async with a_producer(probe) as producer:
         box = DeadLetterBox(probe, probe.service, producer)
@@ -350,6 +350,6 @@ async def test_of_two_dead_letters_for_one_message_the_first_counts(system: Syst
     async with a_producer(probe) as producer:
         box = DeadLetterBox(probe, probe.service, producer)
         for why in ("one owner's", "another owner's"):
-            await box.put(DeadLetter(probe.first, 3, 1, why))
+            await box.put(DeadLetter(probe.first, 3, 1, why, b""))
 
         assert await box.of(probe.first) == {(3, 1): 0}

@@ -207,3 +207,11 @@ class SimulatedDeadLetterBox:
     def _from(self, number: int) -> list[Record]:
         end = self._log.end(self._place)
         return self._log.after(self._place, min(number, end), end)
+
+
+class SimulatedSnapshotLog:
+    """One service's snapshots: in the simulation nobody takes any yet."""
+
+    async def manifests(self, _partition: str) -> list[Record]:
+        """Return none."""
+        return []

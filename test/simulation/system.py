@@ -8,7 +8,7 @@ from collections.abc import Callable
 from random import Random
 
 import msgspec
-from simulation.log import SimulatedDeadLetterBox, SimulatedLog, SimulatedSender, SimulatedTail
+from simulation.log import SimulatedDeadLetterBox, SimulatedLog, SimulatedSender, SimulatedSnapshotLog, SimulatedTail
 from simulation.process import Process, Wire
 from simulation.store import Cluster, SimulatedStore
 from simulation.web import Gateway, WebProcess
@@ -18,6 +18,7 @@ from common.fold import Header
 from common.log import Publisher
 from common.messages import Topology, partitions_of
 from common.processor import Processor, World
+from common.snapshot import Snapshots
 from order.domain import MACHINE as ORDER
 from payment.domain import MACHINE as PAYMENT
 from stock.domain import MACHINE as STOCK
@@ -43,6 +44,7 @@ class ProcessorProcess(Process):
             publisher=Publisher(sender),
             store=SimulatedStore(system.cluster, system.wire, self),
             dead_letters=SimulatedDeadLetterBox(sender, system.log, machine.service),
+            snapshots=Snapshots(SimulatedSnapshotLog()),
             now_s=self.now_s,
             sleep=self.sleep,
         )

@@ -70,6 +70,7 @@ def _of(info: types.Type) -> SearchStrategy[Any]:
 SCALARS: dict[type[types.Type], SearchStrategy[Any]] = {
     types.IntType: st.integers(-(2**63), 2**64 - 1) | st.integers(0, 3) | st.just(AMOUNT_MAX),
     types.StrType: st.text(max_size=5),
+    types.BytesType: st.binary(max_size=5),
     types.BoolType: st.booleans(),
     types.NoneType: st.none(),
 }

@@ -915,7 +915,7 @@ def test_an_outcome_for_somebody_who_asked_earlier_is_told_and_remembered_for_hi
 
 
 def dead(offset: int, index: int = 0, traceback: str = "") -> DeadLetter:
-    return DeadLetter("stock-0", offset, index, traceback)
+    return DeadLetter("stock-0", offset, index, traceback, b"")
 
 
 def test_a_dead_letter_that_is_delivered_again_is_decided_as_if_it_came_from_its_source() -> None:

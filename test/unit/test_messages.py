@@ -201,7 +201,7 @@ def test_a_header_comes_out_of_the_store_as_it_went_in() -> None:
 
     assert Codec(STOCK).header(encode(header)) == header
     assert encode(header) == msgspec.msgpack.encode(
-        ["log", 1, 2, 3, {"stock": 1}, {"order-0": 4}, {"order-0": 5}, {"Item": 6}, 7, [1, 2, 3], [1, 0, 0]]
+        ["log", 1, 2, 3, {"stock": 1}, {"order-0": 4}, {"order-0": 5}, {"Item": 6}, 7, [1, 2, 3], [1, 0, 0], 0]
     )
 
 

@@ -16,6 +16,7 @@ from world import MACHINES, MemoryStore, World
 from common.decision import Arrival, Decision, Machine, State, refused
 from common.fold import (
     ATTEMPT_RETENTION_MS,
+    BURIED,
     CLIENT_KEY_RETENTION_MS,
     COMMAND_AGE_MAX_MS,
     OTHER_CALL,
@@ -362,7 +363,7 @@ def test_a_decision_that_raises_leaves_an_excuse_and_nothing_else(
 
 
 def without_stuck(reading: Reading) -> dict[str, int]:
-    return {kind: count for kind, count in reading.header.counts.items() if kind != STUCK}
+    return {kind: count for kind, count in reading.header.counts.items() if kind not in (STUCK, BURIED)}
 
 
 @model(100)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
 import pytest
 import structlog
 from builders import NOW_MS, ONE_EACH
 from test_fold import faulty
-from world import STOCK, MemoryLog, MemoryStore, state_of
+from world import STOCK, MemoryLog, MemorySnapshotLog, MemoryStore, state_of
 from world import World as WholeWorld
 
 from common import processor
@@ -33,6 +33,7 @@ from common.messages import (
     partitions_of,
 )
 from common.processor import BUSY_MESSAGES, SILENCES_MAX, Partition, Processor, World
+from common.snapshot import Manifest, Snapshots
 from common.store import Fenced, StoreFailed
 from common.watchdog import STILL_ROUNDS_MAX, Stuck
 from stock.domain import AddStock, CreateItem, Item, SubtractStock
@@ -111,6 +112,16 @@ class FakeStore:
             self.lose_answers -= 1
             raise StoreFailed("the answer was lost")
 
+    async def restore(
+        self, partition: str, expected: int, manifest: Manifest, chunks: AsyncIterator[dict[str, bytes]]
+    ) -> None:
+        self._bench.raise_next("restore")
+        fields = {"header": manifest.header}
+        async for chunk in chunks:
+            fields |= chunk
+        self.memory.restore(partition, expected, manifest.position, fields)
+        self._bench.note(f"restore {manifest.position}")
+
 
 class FakePublisher:
     """Puts letters into the memory log; while `holds` it keeps the acknowledgements back."""
@@ -173,6 +184,7 @@ class Bench:
         self.store = FakeStore(self)
         self.publisher = FakePublisher(self)
         self.box = FakeDeadLetterBox(self)
+        self.snapshot_log = MemorySnapshotLog()
         self._machine = machine
         self._topology = topology
 
@@ -182,6 +194,7 @@ class Bench:
             publisher=self.publisher,
             store=self.store,
             dead_letters=self.box,
+            snapshots=Snapshots(self.snapshot_log),
             now_s=lambda: self.now_s,
             sleep=self._sleep,
         )
@@ -898,7 +911,7 @@ def test_when_two_owners_bury_the_same_message_the_state_is_what_a_replay_makes_
         partition = bench.partition()
         running = asyncio.ensure_future(partition.run())
         await eventually(lambda: partition.following)
-        bench.box.letters.append(DeadLetter(PARTITION, 3, 0, "the zombie's traceback"))
+        bench.box.letters.append(DeadLetter(PARTITION, 3, 0, "the zombie's traceback", b""))
         bench.ask(SubtractStock("apple", 1))
         await eventually(bench.is_caught_up)
         partition.stopping = True
@@ -915,7 +928,7 @@ def test_when_two_owners_bury_the_same_message_the_state_is_what_a_replay_makes_
 
 def test_of_the_dead_letters_only_those_are_read_that_are_not_known_yet() -> None:
     async def test(bench: Bench) -> None:
-        bench.box.letters.append(DeadLetter("stock-1", 9, 0, "another partition's"))
+        bench.box.letters.append(DeadLetter("stock-1", 9, 0, "another partition's", b""))
         bench.ask(SubtractStock("apple", 1))
         bench.ask(SubtractStock("apple", 1))
 
@@ -1017,12 +1030,16 @@ def test_a_log_with_another_log_id_halts_even_when_its_last_record_looks_the_sam
     run(test, a_bench())
 
 
-def test_a_log_whose_first_record_cannot_be_read_halts() -> None:
+def test_a_log_whose_first_record_cannot_be_read_is_loaded_again() -> None:
     async def test(bench: Bench) -> None:
         await bench.catch_up()
         bench.unreadable = {0}
+        partition = bench.partition()
 
-        await assert_halts(bench, "record 0 of stock-0 cannot be read")
+        with structlog.testing.capture_logs() as logs:
+            await bench.until(partition, lambda: any("record 0 of stock-0" in str(log.get("why")) for log in logs))
+
+        assert {log["cause"] for log in logs if log["event"] == "rewind"} == {"LogFailed"}
 
     run(test, a_bench())
 

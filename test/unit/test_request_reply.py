@@ -445,6 +445,23 @@ def watch(bench: Bench) -> None:
     bench.tasks.append(asyncio.ensure_future(bench.requests.watch(PARTITION)))
 
 
+def test_a_partition_that_is_replayed_from_the_start_is_not_crowded() -> None:
+    async def test(bench: Bench) -> None:
+        bench.store.apply(LAG_MAX + 1)
+        bench.ends.end_offset = LAG_MAX + 1
+        watch(bench)
+        await bench.settle()
+        bench.store.memory.positions[PARTITION] = 0
+        await bench.wait(2 * WATCH_S)
+
+        told = bench.ask()
+
+        await bench.settle()
+        assert told == []
+
+    run(test)
+
+
 def test_new_commands_for_a_partition_that_is_far_behind_are_refused_at_once_and_not_sent() -> None:
     async def test(bench: Bench) -> None:
         bench.ends.end_offset = LAG_MAX + 1

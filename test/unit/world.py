@@ -12,7 +12,7 @@ up to the test: that is where a simulation puts its crashes, zombies and rollbac
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import TypeVar
 
 import msgspec
@@ -99,6 +99,12 @@ class MemoryStore:
         elif position != folded.end:
             raise Fenced(partition, folded.start, position)
 
+    def restore(self, partition: str, expected: int, position: int, fields: dict[str, bytes]) -> None:
+        stored = self.positions.get(partition, 0)
+        if stored not in (expected, position):
+            raise Fenced(partition, expected, stored)
+        self.positions[partition], self.hashes[partition] = position, fields
+
     def _write(self, partition: str, folded: Folded, *, with_replies: bool) -> None:
         stored = self.hashes.setdefault(partition, {})
         for field, value in folded.changes.items():
@@ -118,6 +124,34 @@ class MemoryStore:
     def roll_back(self, partition: str, snapshot: tuple[int, dict[str, bytes]]) -> None:
         """Forget every write since `snapshot`, as a failover does."""
         self.positions[partition], self.hashes[partition] = snapshot[0], dict(snapshot[1])
+
+
+class MemorySnapshotLog:
+    """Where snapshots are kept; `trimmed` has what was last to be deleted of each partition."""
+
+    def __init__(self) -> None:
+        self.chunk_log: dict[str, list[Record | None]] = {}
+        self.manifest_log: dict[str, list[Record]] = {}
+        self.trimmed: dict[str, tuple[int, int, int]] = {}
+
+    async def put_chunk(self, partition: str, chunk: bytes) -> int:
+        chunks = self.chunk_log.setdefault(partition, [])
+        chunks.append(Record(len(chunks), NOW_MS, chunk))
+        return len(chunks) - 1
+
+    async def put_manifest(self, partition: str, manifest: bytes) -> None:
+        manifests = self.manifest_log.setdefault(partition, [])
+        manifests.append(Record(len(manifests), NOW_MS, manifest))
+
+    async def manifests(self, partition: str) -> list[Record]:
+        return self.manifest_log.get(partition, [])
+
+    async def chunks(self, partition: str, offsets: list[int]) -> AsyncIterator[Record | None]:
+        for offset in offsets:
+            yield self.chunk_log[partition][offset]
+
+    async def trim(self, partition: str, position: int, chunk: int, manifest: int) -> None:
+        self.trimmed[partition] = (position, chunk, manifest)
 
 
 class Owner:

@@ -316,7 +316,7 @@ async def test_a_log_that_cannot_be_reached_fails_as_such_and_in_no_other_way(wo
             sender.send(inbox(world.first), b"meanwhile"),
             tail.bounds(),
             ends.end(world.first),
-            box.put(DeadLetter(world.first, 1, 0, "")),
+            box.put(DeadLetter(world.first, 1, 0, "", b"")),
             box.of(world.first),
         ):
             with pytest.raises(LogFailed):
@@ -352,7 +352,7 @@ async def test_dead_letters_are_numbered_from_0_and_found_by_partition_and_numbe
     places = [(world.first, 7, 0), (world.second, 7, 0), (world.first, 7, 1), (world.first, 9, 0)]
 
     assert await box.of(world.first) == {}
-    assert [await box.put(DeadLetter(*place, "why")) for place in places] == [0, 1, 2, 3]
+    assert [await box.put(DeadLetter(*place, "why", b"")) for place in places] == [0, 1, 2, 3]
 
     assert await box.of(world.first) == {(7, 0): 0, (7, 1): 2, (9, 0): 3}
     assert await box.of(world.second) == {(7, 0): 1}
@@ -364,8 +364,8 @@ async def test_dead_letters_are_numbered_from_0_and_found_by_partition_and_numbe
 async def test_of_two_dead_letters_for_one_message_the_first_counts(world: LogWorld) -> None:
     box, another = await world.dead_letters(), await world.dead_letters()
 
-    assert await box.put(DeadLetter(world.first, 3, 1, "one owner's")) == 0
-    assert await another.put(DeadLetter(world.first, 3, 1, "another owner's")) == 1
+    assert await box.put(DeadLetter(world.first, 3, 1, "one owner's", b"")) == 0
+    assert await another.put(DeadLetter(world.first, 3, 1, "another owner's", b"")) == 1
 
     assert await box.of(world.first) == await another.of(world.first) == {(3, 1): 0}
     assert await box.of(world.first, since=1) == {(3, 1): 1}

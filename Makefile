@@ -28,9 +28,9 @@ audit: bootstrap ## Join orders, charges and deductions one by one, print every 
 	@$(PYTHON) -m audit $(PROFILE) $(if $(JSON),--json)
 
 test: check ## Prove it all: check, unit, simulation, integration, end-to-end; on ports of its own
-	@$(PYTHON) -m pytest test/unit --durations=5 --cov --cov-report=
+	@$(PYTHON) -m pytest test/unit -n 2 --durations=5 --cov --cov-report=
 	@$(PYTHON) -m coverage report --include=$(PURE) --fail-under=100
-	@$(PYTHON) -m pytest --ignore=test/unit --ignore=test/drills --durations=10 --cov --cov-append --cov-report=term
+	@$(PYTHON) -m pytest --ignore=test/unit --ignore=test/drills -n 2 --dist loadgroup --durations=10 --cov --cov-append --cov-report=term
 
 check: bootstrap ## Format, lint, types, imports
 	@.venv/bin/ruff format --check

@@ -13,7 +13,7 @@ from audit.facts import Fact
 from audit.findings import Finding, Kind
 from common.decision import Arrival, Decision, Entity, Machine, State
 from common.fold import Codec, DeadLetter, Fold, Header, Memory, Missing, Record, Rules, UndecodableRecord
-from common.messages import Batch, Genesis, Letter, Message, Reason, Refused, Request, Topology
+from common.messages import Batch, Content, Letter, Message, Reason, Refused, Request, Topology
 
 _raw_batch = msgspec.msgpack.Decoder(tuple[str, list[msgspec.Raw]])
 NO_NUMBER = -1
@@ -92,8 +92,8 @@ class Replay:
         else:
             self._fields[field] = value
 
-    def _facts_of(self, record: Record, content: Genesis | Batch[Any]) -> Iterator[Fact]:
-        if isinstance(content, Genesis):
+    def _facts_of(self, record: Record, content: Content) -> Iterator[Fact]:
+        if not isinstance(content, Batch):
             return
         _, raws = _raw_batch.decode(record.value)
         for index, (envelope, raw) in enumerate(zip(content.messages, raws, strict=True)):
@@ -207,9 +207,9 @@ class _DeadLetters(dict[tuple[int, int], int]):
 class _Codec(Codec):
     """Keeps what it decoded last, so that a record is decoded once."""
 
-    content: Genesis | Batch[Any]
+    content: Content
 
-    def record(self, value: bytes) -> Genesis | Batch[Any]:
+    def record(self, value: bytes) -> Content:
         """Return the record."""
         self.content = super().record(value)
         return self.content

@@ -12,6 +12,13 @@ import msgspec
 
 from common.messages import Asker, Done, Message, Outcome, Refused, Topology
 
+RULES = 1
+"""The newest rules that this code knows, one count for all services and the fold.  What makes old records come to
+something else is a new version here, and asks `arrival.rules` (in the fold: `header.rules`) which one is in force:
+
+    1  as it began
+"""
+
 
 class Entity(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unknown_fields=True):
     """Base of what a partition's state is made of; lives under the key "<class name>:<id>"."""
@@ -36,6 +43,7 @@ class Arrival(msgspec.Struct, frozen=True):
 
     `id` is "<partition>-<offset>-<index>", unlike any other message's.  `time_ms` never goes back.
     `source` is the partition that a letter came from, else "".  `asker` is set for requests only.
+    `rules` is the version in force: a decision that has changed asks it, and keeps its old way for ever.
     """
 
     id: str
@@ -44,6 +52,7 @@ class Arrival(msgspec.Struct, frozen=True):
     topology: Topology
     source: str = ""
     asker: Asker | None = None
+    rules: int = 1
 
 
 class Send(msgspec.Struct, frozen=True):
@@ -86,6 +95,7 @@ class Machine(msgspec.Struct, frozen=True):
 
     `keys` names the entities that a message needs, so that they are read in one go.  `decide` answers a message.
     `excuse` gives the answer to a message whose decision raised: a bug of ours must not keep a saga waiting.
+    `rules` is the newest version that all of it knows: it stops at a record from which newer ones hold.
     """
 
     service: str
@@ -94,6 +104,7 @@ class Machine(msgspec.Struct, frozen=True):
     keys: Callable[[Any, Arrival], Iterable[str]]
     decide: Callable[[State, Any, Arrival], Decision]
     excuse: Callable[[Any], tuple[Message, ...]]
+    rules: int = RULES
 
 
 def key(kind: type[Entity], entity_id: str) -> str:

@@ -18,10 +18,12 @@ from common.decision import Arrival, Decision, Ended, Entity, Machine, NotLoaded
 from common.messages import (
     Asker,
     Batch,
+    Content,
     Done,
     Genesis,
     Letter,
     Message,
+    NewRules,
     Outcome,
     Reason,
     Refused,
@@ -91,6 +93,7 @@ class Header(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     `taken` is the last sequence taken by source, `sent` the last one sent by target.  `counts` counts entities by kind.
     `digest` is a checksum of every change since the log's start: two headers that are equal at one position come from
     the same state, so comparing them compares partitions (against mistakes, not against forgers).
+    `rules` is the version in force.
     """
 
     log_id: str = ""
@@ -105,6 +108,7 @@ class Header(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     attempts: Shelf = msgspec.field(default_factory=Shelf)
     client_keys: Shelf = msgspec.field(default_factory=Shelf)
     digest: int = 0
+    rules: int = 1
 
 
 class Memory(dict[str, "Entity | None"]):
@@ -185,16 +189,19 @@ class Codec:
 
     def __init__(self, machine: Machine) -> None:
         message: Any = machine.message_type
-        self._record = msgspec.msgpack.Decoder(Genesis | Batch[message])
+        self._rules = machine.rules
+        self._record = msgspec.msgpack.Decoder(Genesis | NewRules | Batch[message])
         self._entity = msgspec.msgpack.Decoder(machine.entity_type | Result | Page)
         self._header = msgspec.msgpack.Decoder(Header)
 
-    def record(self, value: bytes) -> Genesis | Batch[Any]:
-        """Return the record; an unknown one raises UndecodableRecord."""
+    def record(self, value: bytes) -> Content:
+        """Return the record; an unknown one, and one that begins unknown rules, raises UndecodableRecord."""
         try:
-            content: Genesis | Batch[Any] = self._record.decode(value)
+            content: Content = self._record.decode(value)
         except msgspec.DecodeError as why:
             raise UndecodableRecord(str(why)) from why
+        if isinstance(content, NewRules) and content.version > self._rules:
+            raise UndecodableRecord(f"from here on rules {content.version} hold, this code knows {self._rules}")
         return content
 
     def envelope(self, value: bytes, index: int) -> bytes:
@@ -250,13 +257,15 @@ class Fold:
                         yield result_key(envelope.asker.request_id)
                     yield from self._rules.machine.keys(envelope.message, self._arrival(record, 0, envelope))
 
-    def _take_record(self, record: Record, content: Genesis | Batch[Any]) -> Step:
+    def _take_record(self, record: Record, content: Content) -> Step:
         self._header.now_ms = max(self._header.now_ms, record.timestamp_ms)
         yield from self._prune("attempt", self._header.attempts, ATTEMPT_RETENTION_MS)
         yield from self._prune("client", self._header.client_keys, CLIENT_KEY_RETENTION_MS)
         if isinstance(content, Batch):
             for index, envelope in enumerate(content.messages):
                 yield from self._take(record, index, envelope)
+        elif isinstance(content, NewRules):
+            self._header.rules = max(self._header.rules, content.version)
         elif record.offset == 0:
             self._header.log_id = content.log_id
         if record.offset == 0:
@@ -310,12 +319,13 @@ class Fold:
     # --- deciding
 
     def _arrival(self, record: Record, index: int, envelope: Request[Any] | Letter[Any]) -> Arrival:
-        rules = self._rules
+        rules, header = self._rules, self._header
         arrival_id = f"{rules.partition}-{record.offset}-{index}"
         if isinstance(envelope, Letter):
-            source = envelope.on_behalf_of or envelope.source
-            return Arrival(arrival_id, rules.partition, self._header.now_ms, rules.topology, source)
-        return Arrival(arrival_id, rules.partition, self._header.now_ms, rules.topology, "", envelope.asker)
+            source, asker = envelope.on_behalf_of or envelope.source, None
+        else:
+            source, asker = "", envelope.asker
+        return Arrival(arrival_id, rules.partition, header.now_ms, rules.topology, source, asker, header.rules)
 
     def _decide(self, arrival: Arrival, message: Message, record: Record, index: int) -> Step:
         """Decide, and take the decision over whole: what cannot be encoded or addressed is as if it had raised."""
@@ -436,9 +446,9 @@ class Rules(msgspec.Struct):
     topology: Topology
     dead_letters: DeadLetters
 
-    def decode(self, records: list[Record]) -> list[tuple[Record, Genesis | Batch[Any]]]:
+    def decode(self, records: list[Record]) -> list[tuple[Record, Content]]:
         """Return the records up to the first one that cannot be decoded; raise when that is the first of all."""
-        decoded: list[tuple[Record, Genesis | Batch[Any]]] = []
+        decoded: list[tuple[Record, Content]] = []
         for record in records:
             try:
                 decoded.append((record, self.codec.record(record.value)))

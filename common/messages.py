@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -112,10 +112,20 @@ class Genesis(msgspec.Struct, frozen=True, array_like=True, tag="genesis", forbi
     log_id: str
 
 
+class NewRules(msgspec.Struct, frozen=True, array_like=True, tag="rules", forbid_unknown_fields=True):
+    """From this record on the partition is folded by the rules of `version`.  An older version changes nothing."""
+
+    version: int
+
+
 class Batch(msgspec.Struct, Generic[M], frozen=True, array_like=True, tag="batch", forbid_unknown_fields=True):
     """Every other record."""
 
     messages: list[Request[M] | Letter[M]]
+
+
+Content = Genesis | NewRules | Batch[Any]
+"""What a record is."""
 
 
 _encoder = msgspec.msgpack.Encoder()

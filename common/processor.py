@@ -216,7 +216,7 @@ class Partition:
         self._position = position
         self._is_busy = False
         self._tail.seek(position)
-        logger.info("loaded", partition=self.name, position=position)
+        logger.info("loaded", partition=self.name, position=position, rules=self._header.rules)
 
     async def _stored(self) -> tuple[int, bytes | None]:
         """Return position and header; what is missing, or older than the log, is restored from a snapshot first."""
@@ -259,6 +259,8 @@ class Partition:
             return None
         if self._header.topology != self._topology:
             return f"{self.name} was made for partition counts {self._header.topology}, not {dict(self._topology)}"
+        if self._header.rules > self._machine.rules:
+            return f"{self.name} is folded by rules {self._header.rules}, this code knows {self._machine.rules}"
         log_id = await (self._log_id() if first == 0 else self._snapshots_log_id())
         if log_id != self._header.log_id:
             return f"the log of {self.name} is {log_id!r}, its state was made from {self._header.log_id!r}"

@@ -11,7 +11,7 @@ import click
 import structlog
 import uvloop
 
-from common import config, redelivery, telemetry
+from common import config, new_rules, redelivery, telemetry
 from common.decision import Machine
 from common.log import (
     DeadLetterBox,
@@ -29,7 +29,7 @@ from common.log import (
 from common.processor import Processor, World
 from common.snapshot import Snapshots
 from common.snapshotter import Snapshotter, Surroundings
-from common.store import Store
+from common.store import Store, StoreFailed
 from common.tasks import crash_on_error, spare_garbage_collection, spawn
 from common.watchdog import LoopWatch
 
@@ -74,6 +74,13 @@ def run(machine: Machine) -> None:
             click.echo(asyncio.run(redelivery.redeliver(machine, settings, number)))
         except (redelivery.CannotRedeliver, LogFailed) as why:
             raise click.ClickException(str(why)) from why
+
+    @service.command("new-rules", help="Begin the rules that this code knows, once all processors run it.")
+    def begin_rules() -> None:
+        try:
+            click.echo("\n".join(asyncio.run(new_rules.announce(machine, settings))))
+        except (LogFailed, StoreFailed) as why:
+            raise click.ClickException(f"{why}: run it again") from why
 
     service()
 

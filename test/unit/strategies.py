@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -14,9 +14,10 @@ from builders import TWO_EACH
 from hypothesis import HealthCheck, settings
 from hypothesis.configuration import set_hypothesis_home_dir
 from hypothesis.strategies import SearchStrategy
-from world import World
+from world import MACHINES, World
 
-from common.messages import AMOUNT_MAX, Asker, Message, Request, partition_of, partitions_of
+from common.decision import Machine
+from common.messages import AMOUNT_MAX, Asker, Message, NewRules, Request, encode, partition_of, partitions_of
 from order.checkout import SETTLED_LEAST
 from order.domain import AddItem, CheckOut, CreateOrder, InitOrders
 from payment.domain import AddFunds, CreateUser, InitUsers, Pay
@@ -206,9 +207,9 @@ def scripts(asks: SearchStrategy[Ask], waits_ms: tuple[int, ...] = (1, -1), acts
     )
 
 
-def play(script: Script) -> tuple[World, list[Asker]]:
+def play(script: Script, machines: Iterable[Machine] = MACHINES) -> tuple[World, list[Asker]]:
     """Let a script happen, and then whatever is left to do; return the world, and everybody who asked."""
-    world = World(TWO_EACH, records_max=script.records_max, letters_max=script.letters_max)
+    world = World(TWO_EACH, machines, records_max=script.records_max, letters_max=script.letters_max)
     askers: list[Asker] = []
     for act in [*_beginning(script), *script.acts, Do("run", "")]:
         match act:
@@ -248,6 +249,9 @@ def _do(world: World, act: Do) -> None:
         return
     if act.what == "nothing but an empty record":
         world.log.append(act.partition, [])
+        return
+    if act.what == "new rules":
+        world.log.append_value(act.partition, encode(NewRules(2)))
         return
     owner = world.owners[act.partition]
     folded = owner.fold(world.records_max)

@@ -24,6 +24,7 @@ from common.messages import (
     Genesis,
     Letter,
     Message,
+    NewRules,
     PriceRefused,
     PriceTold,
     Reason,
@@ -165,12 +166,13 @@ def test_an_entity_with_a_field_too_many_is_not_known(machine: Machine, entity: 
     "record",
     [
         ["genesis", "log", "from the future"],
+        ["rules", 1, "from the future"],
         ["batch", [], "from the future"],
         ["batch", [["letter", "order-1", 3, ["AskPrice", "a1", "apple"], "", "from the future"]]],
         ["batch", [["request", ASKER_PLAIN, 1, ["AskPrice", "a1", "apple"], "from the future"]]],
         ["batch", [["request", [*ASKER_PLAIN, "from the future"], 1, ["AskPrice", "a1", "apple"]]]],
     ],
-    ids=["genesis", "batch", "letter", "request", "asker"],
+    ids=["genesis", "rules", "batch", "letter", "request", "asker"],
 )
 def test_a_record_with_a_field_too_many_is_not_known(record: list[Any]) -> None:
     with pytest.raises(UndecodableRecord):
@@ -178,9 +180,9 @@ def test_a_record_with_a_field_too_many_is_not_known(record: list[Any]) -> None:
 
 
 def test_a_header_with_a_field_too_many_is_not_known() -> None:
-    plain = ["log", 1, 2, 3, {}, {}, {}, {}, 7, [1, 2, 3], [1, 0, 0]]
+    plain = ["log", 1, 2, 3, {}, {}, {}, {}, 7, [1, 2, 3], [1, 0, 0], 0, 1]
 
-    for header in ([*plain, "from the future"], [*plain[:-1], [1, 0, 0, "from the future"]]):
+    for header in ([*plain, "from the future"], [*plain[:-3], [1, 0, 0, "from the future"], 0, 1]):
         with pytest.raises(msgspec.DecodeError):
             Codec(STOCK).header(encode(header))
 
@@ -201,8 +203,14 @@ def test_a_header_comes_out_of_the_store_as_it_went_in() -> None:
 
     assert Codec(STOCK).header(encode(header)) == header
     assert encode(header) == msgspec.msgpack.encode(
-        ["log", 1, 2, 3, {"stock": 1}, {"order-0": 4}, {"order-0": 5}, {"Item": 6}, 7, [1, 2, 3], [1, 0, 0], 0]
+        ["log", 1, 2, 3, {"stock": 1}, {"order-0": 4}, {"order-0": 5}, {"Item": 6}, 7, [1, 2, 3], [1, 0, 0], 0, 1]
     )
+
+
+def test_a_header_of_before_rules_had_versions_is_known() -> None:
+    plain = ["log", 1, 2, 3, {}, {}, {}, {}, 7, [1, 2, 3], [1, 0, 0], 0]
+
+    assert Codec(STOCK).header(encode(plain)).rules == 1
 
 
 def test_a_letter_of_before_re_delivery_was_thought_of_is_known() -> None:
@@ -220,6 +228,16 @@ def test_a_batch_of_encoded_messages_is_the_batch_of_the_messages() -> None:
 @pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine.service)
 def test_a_genesis_record_is_known_to_every_service(machine: Machine) -> None:
     assert Codec(machine).record(encode(Genesis("log"))) == Genesis("log")
+
+
+@pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine.service)
+def test_rules_that_the_code_knows_may_begin_and_others_may_not(machine: Machine) -> None:
+    for version in (0, 1, machine.rules):
+        assert Codec(machine).record(encode(NewRules(version))) == NewRules(version)
+        assert encode(NewRules(version)) == encode(["rules", version])
+
+    with pytest.raises(UndecodableRecord, match=f"rules {machine.rules + 1} hold, this code knows {machine.rules}"):
+        Codec(machine).record(encode(NewRules(machine.rules + 1)))
 
 
 def test_a_message_for_another_service_is_not_known() -> None:

@@ -20,7 +20,7 @@ from world import MACHINES, World, state_of
 
 from common.decision import Machine
 from common.fold import Codec, DeadLetter, Header, Page, Result, UndecodableRecord
-from common.messages import Batch, Genesis, Request, Told, encode, encode_batch
+from common.messages import Batch, Genesis, NewRules, Request, Told, encode, encode_batch
 
 HERE = Path(__file__).parent
 Decode = Callable[[bytes], Any]
@@ -28,7 +28,11 @@ Decode = Callable[[bytes], Any]
 
 def records_of(machine: Machine) -> Any:
     message: Any = machine.message_type
-    return Genesis | Batch[message]
+    return Genesis | NewRules | Batch[message]
+
+
+def knowing_all_rules(machine: Machine) -> Machine:
+    return msgspec.structs.replace(machine, rules=2**64)
 
 
 def entities_of(machine: Machine) -> Any:
@@ -37,7 +41,7 @@ def entities_of(machine: Machine) -> Any:
 
 KINDS: list[Any] = [
     *(
-        pytest.param(records_of(machine), Codec(machine).record, id=f"{machine.service} records")
+        pytest.param(records_of(machine), Codec(knowing_all_rules(machine)).record, id=f"{machine.service} records")
         for machine in MACHINES
     ),
     *(pytest.param(entities_of(machine), Codec(machine).entity, id=f"{machine.service} state") for machine in MACHINES),

@@ -24,6 +24,7 @@ from common.messages import (
     Genesis,
     Letter,
     Message,
+    NewRules,
     PriceTold,
     Request,
     ReserveStock,
@@ -953,11 +954,13 @@ def halted(bench: Bench, logs: list[structlog.types.EventDict]) -> bool:
     return any(entry["event"] == "halted" for entry in logs)
 
 
-async def assert_halts(bench: Bench, why: str, topology: Topology | None = None) -> None:
+async def assert_halts(
+    bench: Bench, why: str, topology: Topology | None = None, machine: Machine | None = None
+) -> None:
     """Assert that the partition says why it cannot go on, only after 10 s, and moves nothing."""
     before = state_of(bench.store.memory)
     began_s = bench.now_s
-    partition = bench.partition(topology)
+    partition = bench.partition(topology, machine)
     with structlog.testing.capture_logs() as logs:
         await bench.until(partition, lambda: halted(bench, logs))
     (entry, *_) = [entry for entry in logs if entry["event"] == "halted"]
@@ -1078,6 +1081,40 @@ def test_another_topology_halts() -> None:
         await assert_halts(bench, "was made for partition counts", {**ONE_EACH, "order": 2})
 
     run(test, a_bench())
+
+
+def with_rules(machine: Machine, version: int) -> Machine:
+    return msgspec.structs.replace(machine, rules=version)
+
+
+def test_code_that_does_not_know_the_rules_in_force_halts_when_it_takes_the_partition_over() -> None:
+    async def test(bench: Bench) -> None:
+        bench.log.append_value(PARTITION, encode(NewRules(2)))
+        await bench.catch_up()
+
+        await assert_halts(bench, "is folded by rules 2, this code knows 1", machine=with_rules(STOCK, 1))
+
+    run(test, a_bench(with_rules(STOCK, 2)))
+
+
+def test_code_that_meets_rules_that_it_does_not_know_halts_with_everything_before_them_applied() -> None:
+    async def test(bench: Bench) -> None:
+        bench.log.append_value(PARTITION, encode(NewRules(2)))
+        bench.ask(SubtractStock("apple", 1))
+
+        old = bench.partition(machine=with_rules(STOCK, 1))
+
+        with structlog.testing.capture_logs() as logs:
+            await bench.until(old, lambda: halted(bench, logs))
+
+        assert [entry["why"] for entry in logs if entry["event"] == "halted"] == [
+            "from here on rules 2 hold, this code knows 1"
+        ]
+        assert (bench.position, bench.entity()) == (3, encode(Item(5, 10)))
+        await bench.catch_up()
+        assert bench.entity() == encode(Item(5, 9))
+
+    run(test, a_bench(with_rules(STOCK, 2)))
 
 
 def test_a_stale_leader_that_looks_like_a_short_log_does_not_halt() -> None:

@@ -55,6 +55,7 @@ from common.messages import (
     encode,
     encode_batch,
 )
+from common.new_rules import announce
 from common.redelivery import CannotRedeliver, redeliver
 from local.system import System
 from stock.domain import SHORTAGE, AddStock, CreateItem, Item, SubtractStock
@@ -328,6 +329,24 @@ async def test_an_undecodable_record_halts_and_nothing_behind_it_is_folded(
     records = await records_of(probe, probe.first)
     assert state["position"] == str(unknown).encode()
     assert state == refolded(probe.machine, probe.first, probe.topology, records[:unknown])
+
+
+async def test_new_rules_hold_from_the_record_that_the_command_writes_and_old_code_halts_there(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processor, "HALT_S", SHORT_HALT_S)
+    probe = await a_log(system)
+    next_code = msgspec.structs.replace(probe.machine, rules=probe.machine.rules + 1)
+
+    async with running(probe, next_code):
+        assert await announce(probe.machine, probe) == [f"{probe.first}: rules 1 are in force, nothing to do"]
+        assert await announce(next_code, probe) == [f"{probe.first}: rules 2 hold from record 1 on"]
+        await caught_up(probe)
+        assert await announce(next_code, probe) == [f"{probe.first}: rules 2 are in force, nothing to do"]
+    async with running(probe):
+        await until(halted(probe), "the partition is halted")
+
+    await assert_exact(probe, next_code)
 
 
 # --- dead letters ----------------------------------------------------------------------------------------------------

@@ -14,13 +14,13 @@ from typing import Any
 from unittest.mock import patch
 
 import msgspec
-from simulation import system
+from simulation import scenario, system
 from simulation.process import EPOCH_S
 from simulation.store import Primary, SimulatedStore
 
 from common import fold as fold_module
 from common.decision import Arrival, Decision, Reply, State, key
-from common.fold import Fold, Folded, Header, Memory, Record, Rules, UndecodableRecord
+from common.fold import Codec, Fold, Folded, Header, Memory, Record, Rules, UndecodableRecord
 from common.log import LogFailed, _Lane
 from common.messages import Batch, Letter, Refused, Request
 from common.processor import Partition
@@ -132,6 +132,22 @@ def an_undecodable_record_is_skipped() -> Any:
         return decoded
 
     return ((Rules, "decode", decode),)
+
+
+@ours
+def rules_change_without_a_version() -> Any:
+    return ((scenario, "NEW_RULES", 0),)
+
+
+@ours
+def old_code_folds_on_by_rules_that_it_does_not_know() -> Any:
+    def record(self: Codec, value: bytes) -> Any:
+        try:
+            return self._record.decode(value)
+        except msgspec.DecodeError as why:
+            raise UndecodableRecord(str(why)) from why
+
+    return ((Codec, "record", record),)
 
 
 @ours

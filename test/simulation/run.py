@@ -19,7 +19,7 @@ from simulation.clients import Client, Shop, buy, look_at_all, open_numbered_sho
 from simulation.judge import judge
 from simulation.nemesis import Nemesis
 from simulation.process import adopt
-from simulation.scenario import Upgrade, faulty, ignorant
+from simulation.scenario import RulesUpgrade, Upgrade, faulty, ignorant
 from simulation.system import System
 
 from common import batch_init, fold
@@ -94,10 +94,13 @@ class Simulation:
         self.verdict.violations += judge(self._system, self.verdict.history)
 
     def _upgrade(self) -> Upgrade | None:
-        """Let one service in eight seeds begin with other code."""
-        change = self._random.choice((*12 * (None,), faulty, ignorant))
+        """Let one service in one of five seeds begin with other code."""
+        change = self._random.choice((*12 * (None,), faulty, ignorant, RulesUpgrade))
         if change is None:
             return None
+        if change is RulesUpgrade:
+            self._system.injected["changed rules"] += 1
+            return RulesUpgrade(self._system, self._random)
         self._system.injected[f"{change.__name__} code"] += 1
         upgrade = Upgrade(self._system, self._random)
         upgrade.begin(change(self._random))
@@ -129,7 +132,7 @@ class Simulation:
     async def _settle(self, upgrade: Upgrade | None) -> None:
         if upgrade:
             await asyncio.sleep(UPGRADED_BY_S)
-            await upgrade.redeliver()
+            await upgrade.finish()
         for _ in range(SETTLE_POLLS_MAX):
             if self._system.is_settled():
                 break

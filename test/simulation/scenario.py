@@ -1,7 +1,8 @@
-"""Deployments: code with a bug that is corrected later, and code that does not know a message yet."""
+"""Deployments: code with a bug that is corrected later, code that does not know a message yet, rules that change."""
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import operator
 from collections.abc import Callable
@@ -12,23 +13,28 @@ from zlib import crc32
 import msgspec
 from simulation.log import SimulatedSender
 from simulation.process import Process
-from simulation.system import System
+from simulation.store import SimulatedStore
+from simulation.system import ProcessorProcess, System
 
-from common import redelivery
-from common.decision import Arrival, Decision, Machine, State
+from common import new_rules, redelivery
+from common.decision import Arrival, Decision, Machine, Reply, State
 from common.fold import Codec, DeadLetter
-from common.log import Publisher
+from common.log import LogFailed, Publisher
 from common.messages import (
     AskPrice,
+    ChargeRefused,
     ChargeUser,
     PriceTold,
     RefundUser,
+    Refused,
     ReleaseStock,
     ReserveStock,
+    StockRefused,
     StockReserved,
     UserCharged,
     encode,
 )
+from common.store import StoreFailed
 from order.domain import AddItem, CheckOut
 from payment.domain import AddFunds, Pay
 from stock.domain import AddStock, SubtractStock
@@ -43,6 +49,10 @@ UNKNOWN: dict[str, tuple[type, ...]] = {
     "stock": (SubtractStock, ReserveStock),
     "payment": (AddFunds, ChargeUser),
 }
+NEW_RULES = 2
+ROLL_OUT_S = 3.0
+EARLY_SHARE = 0.5
+AGAIN_S = 0.2
 
 
 class Upgrade:
@@ -65,6 +75,10 @@ class Upgrade:
             self._system.kill(process, loses_buffers=True)
             self._system.start_processor(self._service)
         self._system.rebalance(self._service)
+
+    async def finish(self) -> None:
+        """Do what is left for a person to do, once the real code runs."""
+        await self.redeliver()
 
     async def redeliver(self) -> None:
         """Do what a person does: put the dead letters that keep a saga open into the log again."""
@@ -89,6 +103,72 @@ class Upgrade:
             return
         self._system.injected["redelivery"] += 1
         await publisher.publish(dead.partition, [encode(letter)])
+
+
+class RulesUpgrade(Upgrade):
+    """A service whose rules change.  Processors are replaced one after the other, then a person begins the new rules.
+
+    Now and then too early: then the old processors have to wait.
+    """
+
+    def __init__(self, system: System, random: Random) -> None:
+        super().__init__(system, random)
+        self._random = random
+        self._next = reworded(self._real)
+        system.machines[self._service] = self._next
+        self._operator = Process("operator")
+
+    def deploy(self) -> None:
+        """Replace every processor in its own time, none waits for the others."""
+        self._system.processor_machines[self._service] = self._next
+        loop = asyncio.get_running_loop()
+        for process in [process for process in self._system.processors if process.service == self._service]:
+            loop.call_later(self._random.uniform(0.0, ROLL_OUT_S), self._replace, process)
+        begin_s = 0.0 if self._random.random() < EARLY_SHARE else ROLL_OUT_S
+        loop.call_later(begin_s, lambda: self._operator.start(self.finish()))
+
+    async def finish(self) -> None:
+        """Run the command until it works; then it has nothing to do any more."""
+        sender = SimulatedSender(self._system.log, self._system.wire, self._operator)
+        store = SimulatedStore(self._system.cluster, self._system.wire, self._operator)
+        while True:
+            try:
+                self._system.note(str(await new_rules.begin(self._next, self._system.topology, store, sender)))
+            except (LogFailed, StoreFailed):
+                await asyncio.sleep(AGAIN_S)
+            else:
+                return
+
+    def _replace(self, process: ProcessorProcess) -> None:
+        self._system.note(f"replace: {process.name}")
+        if not process.is_dead:
+            self._system.kill(process)
+            self._system.start_processor(self._service)
+            self._system.rebalance(self._service)
+
+
+def reworded(machine: Machine) -> Machine:
+    """Return the next code, whose rules word every refusal otherwise."""
+
+    def decide(state: State, message: Any, arrival: Arrival) -> Decision:
+        decision = machine.decide(state, message, arrival)
+        if arrival.rules < NEW_RULES:
+            return decision
+        return msgspec.structs.replace(decision, messages=tuple(map(_otherwise, decision.messages)))
+
+    return msgspec.structs.replace(machine, decide=decide, rules=2)
+
+
+def _otherwise(message: Any) -> Any:
+    match message:
+        case Refused():
+            return Refused(message.reason, f"{message.detail}, sorry")
+        case Reply(outcome=Refused() as refusal):
+            return Reply(message.asker, _otherwise(refusal))
+        case StockRefused() | ChargeRefused():
+            return type(message)(message.checkout_id, _otherwise(message.refusal))
+        case _:
+            return message
 
 
 def faulty(random: Random) -> Callable[[Machine], Machine]:

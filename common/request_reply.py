@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -37,6 +38,8 @@ LAG_MAX = 10_000
 """Records that a partition may be behind before new commands for it are refused."""
 MEMORY_SHARE_MAX = 0.9
 """How full a partition's Redis node may be before new commands for it are refused."""
+UNSENT_MAX = 1_000
+"""Commands that may wait for a partition's log, those included that nobody waits for any more: minutes of an outage."""
 
 CROWDED = Refused(Reason.NOT_NOW, "the service is behind, or its memory is nearly full: ask again later")
 """503 and not 429: this may be the gateway's replay of a command that stands in the log already, and will act."""
@@ -114,6 +117,7 @@ class RequestReply:
         self._codec = codec
         self._network = network
         self._waiting: dict[tuple[str, int], _Waiting] = {}
+        self._unsent: Counter[str] = Counter()
         self._reads: dict[str, list[tuple[str, Give]]] = {}
         self._reading: dict[str, asyncio.Task[None]] = {}
         self._read_pulses: dict[str, Pulse] = {}
@@ -133,12 +137,13 @@ class RequestReply:
         if waiting is not None:
             waiting.tells.append(tell)
             return
-        if partition in self._crowded:
+        if partition in self._crowded or self._unsent[partition] >= UNSENT_MAX:
             tell(CROWDED)
             return
         now_s = self._network.now_s()
         waiting = self._waiting[place] = _Waiting(partition, now_s, tell)
         request = encode(Request(asker, int(now_s * 1000), message))
+        self._unsent[partition] += 1
         sent = self._network.publisher.publish(partition, [request])
         sent.add_done_callback(lambda done: self._sent(waiting, done))
 
@@ -152,6 +157,7 @@ class RequestReply:
                 del self._waiting[place]
 
     def _sent(self, waiting: _Waiting, sent: asyncio.Future[int]) -> None:
+        self._unsent[waiting.partition] -= 1
         if not sent.cancelled():
             waiting.offset = sent.result()
             self.log_alive_s = self._network.now_s()
@@ -244,6 +250,10 @@ class RequestReply:
         self._reads.setdefault(partition, []).append((key, give))
         if partition not in self._reading:
             self._begin_reading(partition)
+
+    def forget_read(self, partition: str, give: Give) -> None:
+        """Patience is over: whoever has not been read for yet does not wait any more."""
+        self._reads[partition] = [read for read in self._reads.get(partition, ()) if read[1] is not give]
 
     def _begin_reading(self, partition: str) -> None:
         self._read_pulses.setdefault(partition, Pulse())

@@ -29,8 +29,10 @@ from common.tasks import crash_on_error, spawn
 from common.watchdog import LoopWatch, Work, nurse
 from common.worker import draining
 
-READY_GAP_S = 25.0
-"""How long log and replies may be silent before this process says that it is not ready: longer than a failover."""
+READY_GAP_S = 10.0
+"""How long log and replies may be silent before this process says that it is not ready: longer than a failover.
+
+Then the gateway prefers others.  Where none is ready, it sends requests here all the same, and they wait."""
 HEALTH_THREADS = 8
 """Threads that are kept free of waiting requests."""
 STOP_TIMEOUT_S = 2.0
@@ -92,7 +94,12 @@ class Web:
         """Return the entity as it is after everything that anybody was told before this call."""
         partition = partition_of(self._service, entity_id, self._settings.topology)
         box: queue.SimpleQueue[Entity | None] = queue.SimpleQueue()
-        entity = self._wait(box, lambda: self._requests.read(partition, key(kind, entity_id), box.put), None)
+        give = box.put
+        try:
+            entity = self._wait(box, lambda: self._requests.read(partition, key(kind, entity_id), give), None)
+        except OutcomeUnknown:
+            self._call(lambda: self._requests.forget_read(partition, give))
+            raise
         assert entity is None or isinstance(entity, kind)
         return entity
 

@@ -16,7 +16,7 @@ from common.decision import Entity
 from common.fold import OTHER_CALL, Codec, Folded, Result, result_key
 from common.log import LogFailed
 from common.messages import Asker, Done, Outcome, Reason, Refused, Request, Told, encode
-from common.request_reply import CROWDED, LAG_MAX, MEMORY_SHARE_MAX, WATCH_S, Network, RequestReply
+from common.request_reply import CROWDED, LAG_MAX, MEMORY_SHARE_MAX, UNSENT_MAX, WATCH_S, Network, RequestReply
 from common.store import StoreFailed
 from common.watchdog import REPAIRS_MAX, STILL_ROUNDS_MAX, Stuck, nurse
 from stock.domain import AddStock, Item
@@ -542,6 +542,25 @@ def test_a_log_or_a_store_that_cannot_be_watched_changes_nothing() -> None:
     run(test)
 
 
+def test_while_the_log_takes_nothing_only_so_many_commands_wait_for_it_forgotten_ones_included() -> None:
+    async def test(bench: Bench) -> None:
+        bench.publisher.offset = None
+        for number in range(UNSENT_MAX):
+            tell: Callable[[Outcome], None] = [].append
+            bench.requests.ask(PARTITION, an_asker(f"r{number}"), COMMAND, tell)
+            bench.requests.forget(an_asker(f"r{number}"), tell)
+        assert bench.ask(an_asker("one more")) == [CROWDED]
+        assert len(bench.publisher.published) == UNSENT_MAX
+
+        bench.publisher.unanswered[0].set_result(7)
+        await bench.settle()
+
+        assert bench.ask(an_asker("one more")) == []
+        assert len(bench.publisher.published) == UNSENT_MAX + 1
+
+    run(test)
+
+
 # --- reads
 
 
@@ -599,6 +618,27 @@ def test_reads_that_come_during_a_round_share_the_next() -> None:
         assert (first, second, third) == ([Item(5, 1)], [Item(7, 2)], [Item(5, 1)])
         assert bench.ends.asked == 2
         assert bench.store.reads == [["Item:apple"], ["Item:pear", "Item:apple"]]
+
+    run(test)
+
+
+def test_a_read_that_was_forgotten_is_not_kept() -> None:
+    async def test(bench: Bench) -> None:
+        bench.ends.gate.clear()
+        first = bench.read()
+        await bench.settle()
+        forgotten: list[Entity | None] = []
+        give = forgotten.append
+        bench.requests.read(PARTITION, "Item:apple", give)
+        kept = bench.read("Item:pear")
+
+        bench.requests.forget_read(PARTITION, give)
+        bench.requests.forget_read("stock-1", give)
+        bench.ends.gate.set()
+        await bench.settle()
+
+        assert (first, forgotten, kept) == ([None], [], [None])
+        assert bench.store.reads == [["Item:apple"], ["Item:pear"]]
 
     run(test)
 

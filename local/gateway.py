@@ -32,5 +32,9 @@ def url(profile: Profile, service: str) -> str:
 
 
 def _backend(service: str, ports: tuple[int, ...]) -> str:
-    lines = [f"    server {service}-web-{copy} {HOST}:{port}\n" for copy, port in enumerate(ports)]
-    return f"backend {service} from service\n{''.join(lines)}"
+    """Return the servers, and that those which only say that they are not ready are used when none is ready."""
+    names = [f"{service}-web-{copy}" for copy in range(len(ports))]
+    lines = [f"server {name} {HOST}:{port}" for name, port in zip(names, ports, strict=True)]
+    any_of_them = f"{service}-web-%[rand({len(ports)})]"  # then each in turn: that one may be dead
+    lines += [f"use-server {name} if {{ nbsrv eq 0 }}" for name in (any_of_them, *names)]
+    return "\n    ".join([f"backend {service} from service", *lines]) + "\n"

@@ -1,0 +1,208 @@
+"""The gateway in front of servers that say what the test wants: who gets requests, and who is refused at once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from asyncio.subprocess import Process
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+from drills.wire import Answer, Cut, Wire
+
+from local import gateway
+from local.profiles import HOST, PROFILES, SERVICES, Profile
+
+PLACES = 2
+QUEUE_MAX = 4
+WELL_S = 20.0
+NOTICED_S = 1.5
+"""Each server is asked every 500 ms."""
+
+
+class FakeWeb:
+    """A web process: `health` is what it says of itself, None for nothing at all; held calls wait for `go`."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.health: int | None = 200
+        self.go = asyncio.Event()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer until the gateway hangs up."""
+        while head := await _head(reader):
+            path = head.split()[1].decode()
+            if self.health is None:
+                break
+            if path.startswith("/held"):
+                await self.go.wait()
+            status = self.health if path == "/health/ready" else 200
+            writer.write(f"HTTP/1.1 {status} X\r\nContent-Length: {len(self.name)}\r\n\r\n{self.name}".encode())
+        writer.close()
+
+
+async def _head(reader: asyncio.StreamReader) -> bytes:
+    try:
+        return await reader.readuntil(b"\r\n\r\n")
+    except (EOFError, OSError):
+        return b""
+
+
+class Scene:
+    """Two fake order web processes behind a gateway; they stand in for stock and payment as well."""
+
+    def __init__(self, webs: list[FakeWeb], wire: Wire, stats: Wire) -> None:
+        self.webs = webs
+        self.wire = wire
+        self.stats = stats
+
+    async def served_by(self, count: int = 12) -> Counter[str]:
+        """Return who answers so many calls."""
+        answers = [await self.wire.ask("GET", "/orders/find/x") for _ in range(count)]
+        return Counter(answer.body.decode() if answer.status == 200 else str(answer.status) for answer in answers)
+
+    async def until(self, condition: Callable[[Counter[str]], bool]) -> None:
+        """Ask until what comes is as it should be: the gateway notices within two checks."""
+        async with asyncio.timeout(WELL_S):
+            while not condition(await self.served_by()):  # noqa: ASYNC110 - there is no event: HAProxy looks when it likes
+                await asyncio.sleep(0.1)
+
+
+@asynccontextmanager
+async def scene(folder: Path) -> AsyncIterator[Scene]:
+    profile = a_profile()
+    webs = [FakeWeb(f"web {copy}") for copy in range(profile.copies)]
+    servers = [
+        await asyncio.start_server(web.serve, HOST, profile.web_ports(service)[copy])
+        for service in SERVICES
+        for copy, web in enumerate(webs)
+    ]
+    haproxy = await a_gateway(profile, folder)
+    wires = [Wire(HOST, port) for port in (profile.gateway_port, profile.stats_port)]
+    found = Scene(webs, *wires)
+    try:
+        await listening(found)
+        yield found
+    finally:
+        haproxy.kill()
+        await haproxy.wait()
+        for wire in wires:
+            wire.close()
+        for server in servers:
+            server.close()
+
+
+def a_profile() -> Profile:
+    """Return one of two copies whose ports nobody has."""
+    for offset in range(15_000, 23_000, 500):
+        profile = replace(PROFILES["ha"], name="fake", port_offset=offset)
+        if all(map(_is_free, profile.service_ports)):
+            return profile
+    raise AssertionError("no free ports")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((HOST, port)) != 0
+
+
+async def a_gateway(profile: Profile, folder: Path) -> Process:
+    """Start HAProxy with our configuration and room for few."""
+    servers = folder / "servers.cfg"
+    servers.write_text(gateway.servers(profile))
+    few = {"GATEWAY_SERVER_MAXCONN": str(PLACES), "GATEWAY_QUEUE_MAX": str(QUEUE_MAX)}
+    return await asyncio.create_subprocess_exec(
+        *("setpriv", "--pdeathsig", "KILL", "--", "haproxy", "-db", "-f", str(gateway.CONFIG), "-f", str(servers)),
+        env=os.environ | gateway.environment(profile) | few,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+
+
+async def listening(found: Scene) -> None:
+    async with asyncio.timeout(WELL_S):
+        while True:
+            try:
+                return await found.until(lambda served: served.keys() == {"web 0", "web 1"})
+            except Cut:
+                await asyncio.sleep(0.1)
+
+
+async def ready_status(found: Scene) -> int:
+    return (await found.stats.ask("GET", "/health/ready")).status
+
+
+async def test_who_is_not_ready_gets_no_requests_while_another_is(tmp_path: Path) -> None:
+    async with scene(tmp_path) as found:
+        found.webs[0].health = 503
+
+        await found.until(lambda served: served.keys() == {"web 1"})
+
+        assert await found.served_by(50) == {"web 1": 50}
+
+
+async def test_when_none_is_ready_all_that_are_alive_get_requests_and_the_gateway_is_not_ready(tmp_path: Path) -> None:
+    async with scene(tmp_path) as found:
+        assert await ready_status(found) == 200
+        for web in found.webs:
+            web.health = 503
+        await asyncio.sleep(NOTICED_S)
+        assert await ready_status(found) == 503
+
+        assert (await found.served_by(60)).keys() == {"web 0", "web 1"}
+
+
+async def test_when_none_is_ready_and_one_is_dead_the_other_gets_all_requests(tmp_path: Path) -> None:
+    async with scene(tmp_path) as found:
+        found.webs[0].health = None
+        await asyncio.sleep(NOTICED_S)
+        found.webs[1].health = 503
+        await asyncio.sleep(NOTICED_S)
+
+        assert await found.served_by(50) == {"web 1": 50}
+
+
+async def test_as_soon_as_one_is_ready_again_it_gets_all_requests(tmp_path: Path) -> None:
+    async with scene(tmp_path) as found:
+        for web in found.webs:
+            web.health = 503
+        await asyncio.sleep(NOTICED_S)
+        found.webs[1].health = 200
+
+        await found.until(lambda served: served.keys() == {"web 1"})
+
+
+async def test_more_than_may_wait_are_refused_at_once_and_told_when_to_come_back(tmp_path: Path) -> None:
+    async with scene(tmp_path) as found:
+        room = PLACES * len(found.webs) + QUEUE_MAX
+        calls = [asyncio.ensure_future(found.wire.ask("POST", "/orders/held")) for _ in range(room + 7)]
+        try:
+            assert all(is_refusal(call.result()) for call in await a_few(calls, 7))
+        finally:
+            for web in found.webs:
+                web.go.set()
+
+        assert Counter(answer.status for answer in await asyncio.gather(*calls)) == {200: room, 503: 7}
+
+
+async def a_few(calls: list[asyncio.Future[Answer]], count: int) -> set[asyncio.Future[Answer]]:
+    """Return those that end first, when there are so many."""
+    done: set[asyncio.Future[Answer]] = set()
+    while len(done) < count:
+        ended, _ = await asyncio.wait(set(calls) - done, timeout=WELL_S, return_when=asyncio.FIRST_COMPLETED)
+        assert ended, f"{len(done)} of {len(calls)} calls were answered, the others wait"
+        done |= ended
+    return done
+
+
+def is_refusal(answer: Answer) -> bool:
+    """Say whether this is a 503 as api.md has it."""
+    assert answer.status == 503
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert int(answer.headers["retry-after"]) > 0
+    return bool(msgspec.json.decode(answer.body)["status"] == 503)

@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 from drills.drill import Plan, Result, drill
 from drills.faults import FAULTS, Fault, chosen
+from drills.overload import judged, lines, missed, overload
 from drills.records import Record
 from drills.report import Report, table
 from drills.well import time_until_well
@@ -24,6 +25,8 @@ from rich.table import Table
 
 from local.profiles import PROFILES, REPOSITORY
 from local.system import System
+
+VIOLATIONS_SHOWN = 5
 
 console = Console(highlight=False)
 
@@ -57,6 +60,25 @@ def run(name: str, profile: str, runs: int, **plan: float) -> None:
     console.print(table(report))
     console.print(f"Written: {folder}/index.html", soft_wrap=True)
     sys.exit(any(result.missed for result in results))
+
+
+@main.command(name="overload")
+@click.option("--factor", default=5.0, show_default=True, help="Times the capacity, which is measured first.")
+@click.option("--seconds", default=60.0, show_default=True, help="Of overload.")
+@click.option("--seed", default=1, show_default=True, help="Who asks for what.")
+@click.option("--profile", type=click.Choice(list(PROFILES)), default="ha", show_default=True)
+def overload_(profile: str, factor: float, seconds: float, seed: int) -> None:
+    """Ask for many times more than the system can do."""
+    with up(System(profile)) as system:
+        load = overload(system, factor, seconds, seed)
+    verdict = judged(load)
+    if verdict.violations:
+        dump(load.operations, system.profile.home / "overload.history.jsonl")
+    phrases = missed(verdict)
+    for text in (*lines(verdict), *verdict.violations[:VIOLATIONS_SHOWN]):
+        console.print(text, soft_wrap=True)
+    console.print(f"[bold red]{escape('; '.join(phrases))}[/]" if phrases else "[green]as required[/]", soft_wrap=True)
+    sys.exit(bool(phrases))
 
 
 @main.command(name="list")

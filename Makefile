@@ -7,7 +7,7 @@ LOCK := .venv/bin/uv pip compile pyproject.toml --quiet --universal --python-ver
 	--no-emit-index-url --no-header --no-annotate
 
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap up down status audit test check unit simulate planted drills bench lock
+.PHONY: help bootstrap up down status audit test check unit simulate planted drills overload bench lock
 
 help: ## Print this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ planted: bootstrap ## Plant every known kind of bug and count the seeds until th
 drills: bootstrap ## Lose processes, Redis nodes and brokers under load (FAULT=redis RUNS=20 SECONDS=18 SEED=1)
 	@PYTHONPATH=test $(PYTHON) -m drills run $(if $(FAULT),--fault $(FAULT)) $(if $(RUNS),--runs $(RUNS)) \
 		$(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
+
+overload: bootstrap ## Ask for five times what the system can do (SECONDS=60 SEED=1)
+	@PYTHONPATH=test $(PYTHON) -m drills overload $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
 
 bench: bootstrap ## Measure checkouts against a POST that does nothing and a naive version
 	@$(PYTHON) stress-test/bench.py

@@ -30,6 +30,8 @@ NUMBER = re.compile(r"[0-9]{1,15}")
 IDEMPOTENCY_KEY = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 ATTEMPT_HEADER = "X-Attempt-ID"
 """Set by the gateway, once per request, kept over its replays."""
+ARRIVED_HEADER = "X-Arrived-At"
+"""Set by the gateway: when the request came, in milliseconds since 1970."""
 INIT_MAX = 1_000_000
 RETRY_AFTER_S = "2"
 
@@ -102,17 +104,26 @@ def ask(entity: str, command: Message, *, is_batch_init: bool = False) -> Done:
     key, is_client_key = _request_key()
     call = hashlib.blake2b(f"{request.method} {request.path}".encode(), digest_size=8).digest()
     asker = web.asker(f"{entity}/{key}", int.from_bytes(call, "big"), is_client_key=is_client_key)
-    patience_ms = current_app.extensions["settings"].batch_init_patience_ms if is_batch_init else None
-    return _done(web.ask(entity, asker, command, patience_ms))
+    settings: Settings = current_app.extensions["settings"]
+    patience_ms = settings.batch_init_patience_ms if is_batch_init else settings.patience_ms
+    return _done(web.ask(entity, asker, command, _left_of(patience_ms)))
 
 
 def find(kind: type[E], found_id: str, name: str) -> E:
     """Return the entity as it is now, or raise the Problem that says that there is none."""
     web: Web = current_app.extensions["web"]
-    entity = web.find(kind, entity_id(found_id))
+    settings: Settings = current_app.extensions["settings"]
+    entity = web.find(kind, entity_id(found_id), _left_of(settings.patience_ms))
     if entity is None:
         raise Problem(404, "not found", f"there is no {name} {found_id}")
     return entity
+
+
+def _left_of(patience_ms: int) -> int:
+    """Return how much longer to wait: the request may have waited in the gateway.  What cannot be is a wrong clock."""
+    arrived = request.headers.get(ARRIVED_HEADER, "")
+    waited_ms = int(time.time() * 1000) - int(arrived) if NUMBER.fullmatch(arrived) else 0
+    return patience_ms - waited_ms if 0 < waited_ms < patience_ms else patience_ms
 
 
 def text(body: str) -> Response:

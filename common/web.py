@@ -79,7 +79,7 @@ class Web:
         self._loop.call_soon_threadsafe(self._serving.cancel)
         self._thread.join(STOP_TIMEOUT_S)
 
-    def ask(self, entity_id: str, asker: Asker, command: Message, patience_ms: int | None = None) -> Outcome:
+    def ask(self, entity_id: str, asker: Asker, command: Message, patience_ms: int) -> Outcome:
         """Return the command's outcome; wait for it within the patience, then raise OutcomeUnknown."""
         partition = partition_of(self._service, entity_id, self._settings.topology)
         box: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
@@ -90,13 +90,13 @@ class Web:
             self._call(lambda: self._requests.forget(asker, tell))
             raise
 
-    def find(self, kind: type[E], entity_id: str) -> E | None:
+    def find(self, kind: type[E], entity_id: str, patience_ms: int) -> E | None:
         """Return the entity as it is after everything that anybody was told before this call."""
         partition = partition_of(self._service, entity_id, self._settings.topology)
         box: queue.SimpleQueue[Entity | None] = queue.SimpleQueue()
         give = box.put
         try:
-            entity = self._wait(box, lambda: self._requests.read(partition, key(kind, entity_id), give), None)
+            entity = self._wait(box, lambda: self._requests.read(partition, key(kind, entity_id), give), patience_ms)
         except OutcomeUnknown:
             self._call(lambda: self._requests.forget_read(partition, give))
             raise
@@ -116,12 +116,12 @@ class Web:
 
     # --- threads
 
-    def _wait(self, box: queue.SimpleQueue[T], call: Callable[[], None], patience_ms: int | None) -> T:
+    def _wait(self, box: queue.SimpleQueue[T], call: Callable[[], None], patience_ms: int) -> T:
         if not self._seats.acquire(blocking=False):
             raise TooBusy
         self._call(call)
         try:
-            return box.get(timeout=(patience_ms or self._settings.patience_ms) / 1000)
+            return box.get(timeout=patience_ms / 1000)
         except queue.Empty:
             raise OutcomeUnknown from None
         finally:

@@ -12,7 +12,7 @@ from typing import Any
 
 import requests
 
-# Longer than a service's own patience (20 s) and the gateway's queue (25 s) together.
+# Longer than a service's patience (20 s), and than the gateway's with a service (30 s).
 TIMEOUT_S = 60
 
 

@@ -16,6 +16,8 @@ from math import ceil
 import msgspec
 from drills.records import Record
 
+TOO_BUSY = '"title":"too busy"'
+"""In a 503 that is given at once, because too many wait already."""
 LONG_S = 1.0
 """Who waits longer notices it."""
 
@@ -75,7 +77,7 @@ class Measured(msgspec.Struct, frozen=True):
     unanswered: int
     """Requests with a key that never had a yes or a no."""
     soonest_503_s: float | None
-    """The shortest time after which a 503 was said."""
+    """The shortest time after which a 503 was said, for another reason than that too many wait already."""
 
     @property
     def gap_s(self) -> float:
@@ -120,7 +122,8 @@ def measure(records: Sequence[Record], fault: float) -> Measured:
     before = [request for request in requests if request.ended < fault]
     after = [request for request in requests if request.ended >= fault]
     long = [request.ended - fault for request in after if request.wait_s > LONG_S]
-    unavailable = [record.ended - record.began for record in load if record.status == 503]
+    patient = [record for record in load if record.status == 503 and TOO_BUSY not in record.problem]
+    unavailable = [record.ended - record.began for record in patient]
     return Measured(
         before=waits(before),
         after=waits(after),

@@ -327,3 +327,12 @@ def test_logs_are_what_was_written_since_also_in_a_new_file(tmp_path: Any) -> No
     (tmp_path / "rotated.log").write_text("new\n")
 
     assert logs.since() == {"grown": "after", "rotated": "new"}
+
+
+def test_a_refusal_because_too_many_wait_already_is_no_503_before_its_time() -> None:
+    patient = a_record(11.0, 31.0, 503, problem='{"type":"about:blank","title":"no outcome in time","status":503}')
+    refused = a_record(
+        12.0, 12.01, 503, problem='{"type":"about:blank","title":"too busy","status":503,"detail":"..."}'
+    )
+
+    assert measure([patient, refused], FAULT).soonest_503_s == pytest.approx(20.0)

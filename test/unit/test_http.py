@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -34,7 +35,7 @@ class Asked(msgspec.Struct):
     entity_id: str
     asker: Asker
     command: Message
-    patience_ms: int | None
+    patience_ms: int
 
 
 class FakeWeb:
@@ -45,17 +46,19 @@ class FakeWeb:
         self.outcome: Outcome | Exception = Done("9")
         self.entities: dict[str, Entity] = {}
         self.is_ready = True
+        self.patience_ms = 0
 
     def asker(self, request_id: str, fingerprint: int, *, is_client_key: bool) -> Asker:
         return Asker(request_id, fingerprint, "web-1", is_client_key)
 
-    def ask(self, entity_id: str, asker: Asker, command: Message, patience_ms: int | None = None) -> Done | Refused:
+    def ask(self, entity_id: str, asker: Asker, command: Message, patience_ms: int) -> Done | Refused:
         self.asked.append(Asked(entity_id, asker, command, patience_ms))
         if isinstance(self.outcome, Exception):
             raise self.outcome
         return self.outcome
 
-    def find(self, kind: type[Entity], entity_id: str) -> Entity | None:
+    def find(self, kind: type[Entity], entity_id: str, patience_ms: int) -> Entity | None:
+        self.patience_ms = patience_ms
         if isinstance(self.outcome, Exception):
             raise self.outcome
         entity = self.entities.get(entity_id)
@@ -240,7 +243,7 @@ def test_a_command_goes_to_the_entity_it_changes(name: str, path: str, entity_id
     service.post(path)
 
     assert service.asked.entity_id == entity_id
-    assert service.asked.patience_ms is None
+    assert service.asked.patience_ms == SETTINGS.patience_ms
 
 
 # --- refusals
@@ -677,6 +680,35 @@ def test_an_id_that_is_created_and_the_request_for_it_belong_together(payment: S
 
     request_id = payment.asked.asker.request_id
     assert request_id.startswith(f"{payment.asked.entity_id}/")
+
+
+# --- how long to wait
+
+BATCH = "/batch_init/1/1/1/1"
+
+
+@pytest.mark.parametrize(
+    ("path", "patience_ms"), [("/checkout/o1", SETTINGS.patience_ms), (BATCH, SETTINGS.batch_init_patience_ms)]
+)
+def test_what_a_request_has_waited_in_the_gateway_it_does_not_wait_again(
+    order: Service, path: str, patience_ms: int
+) -> None:
+    order.post(path, X_Arrived_At=str(int(time.time() * 1000) - 5_000))
+
+    assert patience_ms - 10_000 < order.asked.patience_ms <= patience_ms - 5_000
+
+
+def test_a_read_waits_no_longer_either(order: Service) -> None:
+    order.get("/find/o1", X_Arrived_At=str(int(time.time() * 1000) - 5_000))
+
+    assert SETTINGS.patience_ms - 10_000 < order.web.patience_ms <= SETTINGS.patience_ms - 5_000
+
+
+@pytest.mark.parametrize("arrived", ["", "soon", "-1", "0", str(int(time.time() * 1000) + 3_600_000), "9" * 15])
+def test_a_time_of_arrival_that_cannot_be_is_ignored(order: Service, arrived: str) -> None:
+    order.post("/checkout/o1", X_Arrived_At=arrived)
+
+    assert order.asked.patience_ms == SETTINGS.patience_ms
 
 
 # --- operations

@@ -60,7 +60,7 @@ REFUSAL_P99_S_MAX = 1.0
 REFUSAL_S_MAX = 5.0
 GOODPUT_SHARE_MIN = 0.7
 """Of the goodput at capacity: what refusing all the rest, and asking it, may cost on the same two cores."""
-PSS_MB_MAX = {"kafka": 700, "redis": 250, "processor": 200, "web": 200, "gateway": 200}
+PSS_MB_MAX = {"kafka": 700, "redis": 250, "processor": 200, "snapshotter": 200, "web": 200, "gateway": 200}
 """By kind of process; a broker's heap and what Redis may use are bounded by their own settings as well."""
 
 Spans = dict[str, Span]
@@ -218,8 +218,7 @@ def watched_memory(system: System) -> Iterator[dict[str, float]]:
 
 def kind_of(name: str) -> str:
     """Return the kind of a process: order-web-0 is a web."""
-    words = name.split("-")
-    return words[1] if len(words) == 3 else words[0]
+    return next((kind for kind in PSS_MB_MAX if kind in name.split("-")), name)
 
 
 # --- what came of it -------------------------------------------------------------------------------------------------

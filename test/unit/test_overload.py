@@ -180,7 +180,7 @@ def test_one_slow_call_in_a_window_of_many_is_no_overload() -> None:
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("order-web-0", "web"), ("stock-processor-1", "processor"), ("kafka-2", "kafka"), ("gateway",) * 2],
+    [("order-web-0", "web"), ("stock-processor-1", "processor"), ("kafka-2", "kafka"), ("gateway", "gateway")],
 )
 def test_a_process_has_a_kind(name: str, kind: str) -> None:
     assert kind_of(name) == kind

@@ -748,9 +748,22 @@ async def _create(admin: AIOKafkaAdminClient, settings: Settings, topic: str, pa
 
 
 async def _begin(settings: Settings, producer: Producer, place: TopicPartition) -> None:
-    async with a_tail(settings, place) as tail:
-        if await tail.bounds() == (0, 0):
-            await producer.send(place, encode(Genesis(uuid4().hex)))
+    """Make sure that the log begins with a genesis record; try for as long as it takes.
+
+    A send that failed may append later, behind the second one or behind commands: the fold takes the log id from record
+    0 and passes over every other genesis.
+    """
+    while True:
+        try:
+            async with a_tail(settings, place) as tail:
+                has_begun = await tail.bounds() != (0, 0)
+            if not has_begun:
+                await producer.send(place, encode(Genesis(uuid4().hex)))
+        except LogFailed as why:
+            logger.warning("the log does not begin, trying again", place=str(place), why=str(why))
+            await asyncio.sleep(START_RETRY_S)
+        else:
+            return
 
 
 async def check_topology(settings: Settings) -> None:

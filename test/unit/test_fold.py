@@ -686,6 +686,18 @@ def test_a_second_genesis_record_changes_nothing() -> None:
     assert world.owners["stock-0"].position == 2
 
 
+def test_a_genesis_record_that_comes_late_behind_commands_changes_nothing() -> None:
+    world = a_world()
+    before = dict(world.store.hashes["stock-0"])
+    world.log.append_value("stock-0", encode(Genesis("a send of the set-up that nobody knew the end of")))
+
+    world.run()
+
+    after = world.store.hashes["stock-0"]
+    assert {field for field in after if after[field] != before.get(field)} == {"header"}
+    assert world.owners["stock-0"].header.log_id == "the log of stock-0"
+
+
 def test_the_header_remembers_the_last_record() -> None:
     world = a_world()
     record = world.log.records["stock-0"][-1]

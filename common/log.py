@@ -34,16 +34,26 @@ from common.messages import RECORD_BYTES_MAX, Genesis, encode, encode_batch
 from common.tasks import spawn
 from common.watchdog import Stuck, note_repair
 
-REQUEST_TIMEOUT_MS = 1_000
-"""Bounds every call to a broker: measured, a frozen leader costs 4 s with 1 s, and 9 s or more with 3 s."""
-FETCH_WAIT_MS = 400
+REQUEST_TIMEOUT_MS = 700
+"""Bounds every call to a broker.  Once others lead, a client that waits for the frozen one needs two of these: for what
+it sent there, and for the metadata that it asked there, too."""
+ADMIN_TIMEOUT_MS = 2_000
+"""The same where nobody waits in a failover: a broker that has just been started is slow."""
+METADATA_AGE_MS = 500
+"""How often every client asks who leads what, idle ones too.  Otherwise each learns it from failures of its own, a
+request time-out each, and a checkout passes through six: measured, 7 s after the new leaders stood."""
+RETRY_BACKOFF_MS = 150
+"""When a connection is refused.  With 50, everybody's attempts keep those busy who have to take over."""
+FETCH_WAIT_MS = 300
 SEND_TIMEOUT_S = 3.0
 STOP_TIMEOUT_S = 3.0
 CALL_TIMEOUT_S = 10.0
 """Bounds the calls that aiokafka does not bound."""
 START_RETRY_S = 0.5
 FAILURES_MAX = 5
-"""Calls that fail in a row before the producer, or the consumer that asks for ends, is replaced."""
+REPLACE_S = 8.0
+"""So many calls in a row, and for so long, nothing but failures: the producer, or the consumer that asks for ends, is
+replaced.  Longer than a failover, in which a new one knows no more, and may begin with the broker that is frozen."""
 DEAD_FAILURES = 20
 DEAD_S = 60.0
 """So many sends, for so long, nothing but failures: is it the log, or this process?  Longer than the 30 s after which
@@ -111,14 +121,31 @@ class Sender(Protocol):
         """Return the record's offset, acknowledged by all in-sync replicas; raise LogFailed otherwise."""
 
 
+class _Failures:
+    """The failures in a row of one client, and how long there has been nothing else."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._since_s = 0.0
+
+    def add(self) -> None:
+        """Count one more."""
+        if self.count == 0:
+            self._since_s = time.monotonic()
+        self.count += 1
+
+    def last(self, seconds: float) -> bool:
+        """Say whether there has been nothing else for so long."""
+        return self.count > 0 and time.monotonic() - self._since_s >= seconds
+
+
 class Producer:
     """Appends single records.  A producer of aiokafka's that keeps failing is replaced, the old one closed first."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._producer: AIOKafkaProducer | None = None
-        self._failures = 0
-        self._failing_since_s = 0.0
+        self._failures = _Failures()
         self._lock = asyncio.Lock()
 
     async def send(self, place: TopicPartition, value: bytes) -> int:
@@ -133,7 +160,7 @@ class Producer:
         except (KafkaError, OSError, TimeoutError, AssertionError) as why:  # AssertionError: partition not known yet
             await self._failed(place, why)
             raise LogFailed(f"send to {place.topic}-{place.partition}: {why!r}") from why
-        self._failures = 0
+        self._failures = _Failures()
         return offset
 
     async def close(self) -> None:
@@ -151,8 +178,8 @@ class Producer:
                     acks="all",
                     enable_idempotence=False,
                     request_timeout_ms=REQUEST_TIMEOUT_MS,
-                    retry_backoff_ms=50,
-                    metadata_max_age_ms=30_000,
+                    retry_backoff_ms=RETRY_BACKOFF_MS,
+                    metadata_max_age_ms=METADATA_AGE_MS,
                 )
                 await _start(producer)
                 self._producer = producer
@@ -160,19 +187,18 @@ class Producer:
 
     async def _failed(self, place: TopicPartition, why: BaseException) -> None:
         """Replace the producer now and then; raise Stuck when that does not help although the log answers others."""
-        if self._failures == 0:
-            self._failing_since_s = time.monotonic()
-        self._failures += 1
-        if self._failures % FAILURES_MAX:
+        failures = self._failures
+        failures.add()
+        if failures.count % FAILURES_MAX or not failures.last(REPLACE_S):
             return
         await self.close()
         note_repair("producer", repr(why))
         if self._seems_dead(why) and await self._answers_others(place):
-            raise Stuck(f"{self._failures} sends to {place} have failed, and it can be read") from why
+            raise Stuck(f"{failures.count} sends to {place} have failed, and it can be read") from why
 
     def _seems_dead(self, why: BaseException) -> bool:
         """Say whether it is time to ask whose fault it is.  A broker that says that it lacks replicas has said it."""
-        is_long = self._failures >= DEAD_FAILURES and time.monotonic() - self._failing_since_s > DEAD_S
+        is_long = self._failures.count >= DEAD_FAILURES and self._failures.last(DEAD_S)
         return is_long and not isinstance(why, NotEnoughReplicasError | NotEnoughReplicasAfterAppendError)
 
     async def _answers_others(self, place: TopicPartition) -> bool:
@@ -278,8 +304,8 @@ def _consumer(settings: Settings, **options: object) -> AIOKafkaConsumer:
         enable_auto_commit=False,
         auto_offset_reset="none",
         request_timeout_ms=REQUEST_TIMEOUT_MS,
-        retry_backoff_ms=50,
-        metadata_max_age_ms=30_000,
+        retry_backoff_ms=RETRY_BACKOFF_MS,
+        metadata_max_age_ms=METADATA_AGE_MS,
         **options,
     )
 
@@ -399,7 +425,7 @@ class Ends:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._consumer: AIOKafkaConsumer | None = None
-        self._failures = 0
+        self._failures = _Failures()
         self._lock = asyncio.Lock()
 
     async def end(self, partition: str) -> int:
@@ -415,7 +441,7 @@ class Ends:
         except LogFailed as why:
             await self._failed(why)
             raise
-        self._failures = 0
+        self._failures = _Failures()
         end: int = ends[place]
         return end
 
@@ -429,9 +455,9 @@ class Ends:
             return self._consumer
 
     async def _failed(self, why: LogFailed) -> None:
-        self._failures += 1
-        if self._failures >= FAILURES_MAX:
-            self._failures = 0
+        self._failures.add()
+        if self._failures.count >= FAILURES_MAX and self._failures.last(REPLACE_S):
+            self._failures = _Failures()
             await self.close()
             note_repair("consumer that asks for ends", str(why))
 
@@ -699,7 +725,7 @@ class _Group:
     async def _describe(self) -> dict[str, Any]:
         if self._admin is None:
             self._admin = AIOKafkaAdminClient(
-                bootstrap_servers=self._settings.kafka, request_timeout_ms=REQUEST_TIMEOUT_MS
+                bootstrap_servers=self._settings.kafka, request_timeout_ms=ADMIN_TIMEOUT_MS
             )
             await self._admin.start()
         (response,) = await self._admin.describe_consumer_groups([_group_of(self._service)])
@@ -768,7 +794,7 @@ async def _begin(settings: Settings, producer: Producer, place: TopicPartition) 
 
 async def check_topology(settings: Settings) -> None:
     """End the process when a topic has another partition count than the settings say."""
-    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka, request_timeout_ms=REQUEST_TIMEOUT_MS)
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka, request_timeout_ms=ADMIN_TIMEOUT_MS)
     with _as_log_failed("read the topics"):
         async with asyncio.timeout(CALL_TIMEOUT_S):
             await admin.start()

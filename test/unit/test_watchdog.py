@@ -444,6 +444,14 @@ async def test_a_log_that_is_down_is_out_of_reach_and_nobody_is_silent(kafka: Fa
     assert not isinstance(why.value, LogSilent)
 
 
+@pytest.fixture
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes long takes no time, and failures alone count."""
+    monkeypatch.setattr(log, "REPLACE_S", 0.0)
+    monkeypatch.setattr(log, "DEAD_S", 0.0)
+
+
+@pytest.mark.usefixtures("_soon")
 async def test_the_consumer_that_asks_for_ends_is_replaced_when_it_only_fails(kafka: FakeKafka) -> None:
     ends = Ends(SETTINGS)
     kafka.end = 3
@@ -457,6 +465,20 @@ async def test_the_consumer_that_asks_for_ends_is_replaced_when_it_only_fails(ka
 
     assert await ends.end("stock-0") == 3
     assert kafka.made == ["ends", "ends"]
+
+
+async def test_a_failover_replaces_neither_the_consumer_that_asks_for_ends_nor_the_producer(kafka: FakeKafka) -> None:
+    """A new one knows no more, and may begin with the broker that is frozen."""
+    ends, producer = Ends(SETTINGS), Producer(SETTINGS)
+    await ends.end("stock-0")
+    kafka.is_down, kafka.send_error = True, KafkaConnectionError()
+
+    for _ in range(5 * log.FAILURES_MAX):
+        with pytest.raises(LogFailed):
+            await ends.end("stock-0")
+    await failures(producer, 5 * log.FAILURES_MAX)
+
+    assert kafka.made == ["ends", "producer"]
 
 
 # --- a producer that only fails --------------------------------------------------------------------------------------
@@ -473,11 +495,6 @@ async def failures(producer: Producer, count: int) -> None:
     for _ in range(count):
         with pytest.raises(LogFailed):
             await producer.send(PLACE, b"")
-
-
-@pytest.fixture
-def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log, "DEAD_S", 0.0)
 
 
 @pytest.mark.usefixtures("_soon")

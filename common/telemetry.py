@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120)
+QUIET_S = 1.0
+"""How long a library that has written a line does not write it again."""
 
 # every process
 REPAIRS = Counter("checkout_repairs_total", "Times that a part of this process was replaced or begun anew", ["what"])
@@ -88,7 +90,28 @@ def configure_logging(level: str, **context: str) -> None:
     )
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(formatter)
+    handler.addFilter(Seldom())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+
+
+class Seldom(logging.Filter):
+    """Lets each place of a library's code be heard once a second.
+
+    A dead broker makes aiokafka write a hundred lines a second in every process, and writing them takes time from those
+    who have to take over.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._heard: dict[tuple[str, int], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether the line is written."""
+        place = (record.pathname, record.lineno)
+        if record.created - self._heard.get(place, 0.0) < QUIET_S:
+            return False
+        self._heard[place] = record.created
+        return True
 
 
 def _json(value: object, **_options: object) -> str:

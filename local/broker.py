@@ -99,7 +99,38 @@ def _replication(brokers: int) -> dict[str, object]:
     }
 
 
-_SETTINGS: dict[str, object] = {
+FAILOVER: dict[str, object] = {
+    # A broker that is silent for so long is fenced: others lead its partitions, and nobody waits any more for what it
+    # should acknowledge.  Seven heartbeats have to be late, or a busy machine would fence brokers that are well.
+    "broker.session.timeout.ms": 2000,
+    "broker.heartbeat.interval.ms": 250,
+    # A controller that does not answer the other voters for so long is voted out.  Its successor gives every broker a
+    # new session: where the active controller dies, these two times add up.  An election without cause costs nothing.
+    "controller.quorum.fetch.timeout.ms": 1000,
+    # The other two notice it in the same moment, vote for themselves, and try again after one to two of these.
+    "controller.quorum.election.timeout.ms": 200,
+    "controller.quorum.election.backoff.max.ms": 100,
+    "controller.quorum.request.timeout.ms": 1000,
+    # What a frozen controller was asked, its successor is asked after this, not after 30 s.
+    "controller.socket.timeout.ms": 1500,
+    # A follower that lives but does not fetch (its link to the leader is cut) holds up acknowledgements for one to one
+    # and a half of these.
+    "replica.lag.time.max.ms": 2500,
+    # A follower that asks a new leader a moment too early asks again after this, not after a second in which nothing is
+    # acknowledged.
+    "replica.fetch.backoff.ms": 50,
+    # A partition that a follower is to fetch from another leader now joins its next request there.  The one under way
+    # waits for records, and when everything waits for this failover none come: up to half a second with the default.
+    "replica.fetch.wait.max.ms": 100,
+    # One that waits for a frozen leader gives up after this, not after 30 s.
+    "replica.socket.timeout.ms": 2000,
+    # A processor chooses its session itself (CHECKOUT_SESSION_TIMEOUT_MS); the first of a group waits for no others.
+    "group.min.session.timeout.ms": 1000,
+    "group.initial.rebalance.delay.ms": 0,
+}
+"""How soon a death is noticed and others take over, wherever brokers run.  Measured: docs/decisions.md, 21."""
+
+_SETTINGS: dict[str, object] = FAILOVER | {
     "process.roles": "broker,controller",
     "controller.listener.names": "CONTROLLER",
     # The log is the truth: nothing appears, is chosen or is dropped by itself.
@@ -108,16 +139,6 @@ _SETTINGS: dict[str, object] = {
     "log.message.timestamp.type": "LogAppendTime",
     "log.retention.ms": -1,
     "log.retention.bytes": -1,
-    # How soon a death is noticed: of a consumer, of a broker, of the controller.
-    "group.min.session.timeout.ms": 1000,
-    "group.initial.rebalance.delay.ms": 0,
-    "broker.session.timeout.ms": 3000,
-    "broker.heartbeat.interval.ms": 500,
-    "controller.quorum.fetch.timeout.ms": 1500,
-    "controller.quorum.election.timeout.ms": 400,
-    "controller.quorum.election.backoff.max.ms": 200,
-    "controller.quorum.request.timeout.ms": 1000,
-    "replica.lag.time.max.ms": 5000,
     # A broker of one small machine.
     "offsets.topic.num.partitions": 3,
     "transaction.state.log.num.partitions": 1,

@@ -568,7 +568,7 @@ class SnapshotTopics:
 
     async def trim(self, partition: str, position: int, chunk: int, manifest: int) -> None:
         """Delete what is below these offsets: records of the inbox, chunks, manifests.  In this order."""
-        admin = AIOKafkaAdminClient(bootstrap_servers=self._settings.kafka, request_timeout_ms=REQUEST_TIMEOUT_MS)
+        admin = AIOKafkaAdminClient(bootstrap_servers=self._settings.kafka, request_timeout_ms=ADMIN_TIMEOUT_MS)
         with _as_log_failed(f"trim {partition}"):
             async with asyncio.timeout(CALL_TIMEOUT_S):
                 try:

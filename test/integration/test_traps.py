@@ -184,6 +184,7 @@ class _Without:
 async def test_a_producer_that_only_fails_although_the_log_can_be_read_ends_the_process(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(log, "REPLACE_S", 0.0)
     monkeypatch.setattr(log, "DEAD_S", 0.0)
     monkeypatch.setattr(log, "DEAD_FAILURES", 2 * log.FAILURES_MAX)
     relay = DeafRelay(system.kafka_bootstrap)

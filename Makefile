@@ -7,7 +7,7 @@ LOCK := .venv/bin/uv pip compile pyproject.toml --quiet --universal --python-ver
 	--no-emit-index-url --no-header --no-annotate
 
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap up down status audit test check unit simulate planted drills overload bench lock
+.PHONY: help bootstrap up down status audit test check unit simulate planted drills overload soak bench lock
 
 help: ## Print this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ drills: bootstrap ## Lose processes, Redis nodes and brokers under load (FAULT=r
 
 overload: bootstrap ## Ask for five times what the system can do (SECONDS=60 SEED=1)
 	@PYTHONPATH=test $(PYTHON) -m drills overload $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
+
+soak: bootstrap ## Load for MINUTES=30 with a random fault every 20-40 s; memory and descriptors over time (SEED=1)
+	@PYTHONPATH=test $(PYTHON) -m drills soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
 bench: bootstrap ## Measure checkouts against a POST that does nothing and a naive version
 	@$(PYTHON) stress-test/bench.py

@@ -1,4 +1,4 @@
-"""`make drills`: faults under load, each so many times; exit 1 when anything is not as required."""
+"""`make drills`, `make soak`: faults under load; exit 1 when anything is not as required."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import logging
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import click
+from drills import soak, soak_report
 from drills.drill import Plan, Result, drill
 from drills.faults import FAULTS, Fault, chosen
+from drills.ground import Ground, ground
 from drills.overload import judged, lines, missed, overload
 from drills.records import Record
 from drills.report import Report, table
@@ -41,7 +42,7 @@ def main() -> None:
 @main.command()
 @click.option("--fault", "name", default="", help="This one, or all whose names begin so; all of them without it.")
 @click.option("--runs", default=1, show_default=True, help="Of each fault.")
-@click.option("--seconds", default=18.0, show_default=True, help="Of load, at least; some faults need more.")
+@click.option("--seconds", default=10.0, show_default=True, help="Of load, at least; until all is well.")
 @click.option("--rate", default=80.0, show_default=True, help="Requests a second.")
 @click.option("--seed", default=1, show_default=True, help="Who is hit, and who asks for what.")
 @click.option("--profile", type=click.Choice(list(PROFILES)), default="ha", show_default=True)
@@ -51,10 +52,10 @@ def run(name: str, profile: str, runs: int, **plan: float) -> None:
     if not faults:
         raise click.ClickException(f"No fault is named {name}: python -m drills list")
     how = Plan(rate=plan["rate"], seconds=plan["seconds"], seed=int(plan["seed"]))
-    folder = REPOSITORY / "reports" / "drills" / f"{datetime.now(UTC):%Y-%m-%dT%H%M%S}-{how.seed}"
-    folder.mkdir(parents=True)
-    with up(System(profile)) as system:
-        results = list(drills(system, [(fault, number) for fault in faults for number in range(runs)], how, folder))
+    folder = new_folder("drills", how.seed)
+    todo = [(fault, number) for fault in faults for number in range(runs)]
+    with ground(System(profile)) as where:
+        results = list(drills(where, todo, how, folder))
     report = Report(results, how, profile, commit())
     report.write(folder)
     console.print(table(report))
@@ -69,8 +70,8 @@ def run(name: str, profile: str, runs: int, **plan: float) -> None:
 @click.option("--profile", type=click.Choice(list(PROFILES)), default="ha", show_default=True)
 def overload_(profile: str, factor: float, seconds: float, seed: int) -> None:
     """Ask for many times more than the system can do."""
-    with up(System(profile)) as system:
-        load = overload(system, factor, seconds, seed)
+    with ground(System(profile)) as where:
+        load = overload(where.system, factor, seconds, seed)
     verdict = judged(load)
     if verdict.violations:
         dump(load.operations, system.profile.home / "overload.history.jsonl")
@@ -79,6 +80,25 @@ def overload_(profile: str, factor: float, seconds: float, seed: int) -> None:
         console.print(text, soft_wrap=True)
     console.print(f"[bold red]{escape('; '.join(phrases))}[/]" if phrases else "[green]as required[/]", soft_wrap=True)
     sys.exit(bool(phrases))
+
+
+@main.command(name="soak")
+@click.option("--minutes", default=30.0, show_default=True)
+@click.option("--rate", default=80.0, show_default=True, help="Requests a second.")
+@click.option("--seed", default=1, show_default=True, help="Which faults, who is hit, and who asks for what.")
+@click.option("--profile", type=click.Choice(list(PROFILES)), default="ha", show_default=True)
+def soak_(profile: str, **plan: float) -> None:
+    """Load for long, a single fault every now and then; write reports/soak/<date>-<seed>/index.html."""
+    how = soak.Plan(minutes=plan["minutes"], rate=plan["rate"], seed=int(plan["seed"]))
+    folder = new_folder("soak", how.seed)
+    with ground(System(profile)) as where, progress() as bar:
+        task = bar.add_task("soak", total=None, step="set-up")
+        result = soak.soak(where.system, how, folder, lambda step: bar.update(task, step=step))
+    soak_report.write(result, commit(), folder)
+    console.print(*soak_report.tables(result))
+    console.print("Not as required: " + escape("; ".join(result.missed)) if result.missed else "As required.")
+    console.print(f"{result.requests} requests.  Written: {folder}/index.html", soft_wrap=True)
+    sys.exit(bool(result.missed))
 
 
 @main.command(name="list")
@@ -90,51 +110,54 @@ def list_() -> None:
     console.print(rows)
 
 
-def drills(system: System, todo: list[tuple[Fault, int]], how: Plan, folder: Path) -> Iterator[Result]:
+def drills(where: Ground, todo: list[tuple[Fault, int]], how: Plan, folder: Path) -> Iterator[Result]:
     """Drill one after the other, each when the system is well again."""
+    if not where.is_ours:
+        console.print(
+            "There are data of before: every audit reads them too.  make down PROFILE=... WIPE=1 deletes them."
+        )
     with progress() as bar:
         task = bar.add_task("", total=len(todo), step="")
         for fault, number in todo:
             bar.update(task, description=f"{fault.name} {number}", step="well?")
-            time_until_well(system)
-            result, records = drill(system, fault, how, number, lambda step: bar.update(task, step=step))
-            keep(result, records, folder)
+            time_until_well(where.system)
+            result, records = drill(where.system, fault, how, number, lambda step: bar.update(task, step=step))
             bar.console.print(line(result), soft_wrap=True)
-            bar.advance(task)
+            bar.update(task, advance=1, step="")
+            keep(result, records, folder, where)
             yield result
 
 
-def keep(result: Result, records: list[Record], folder: Path) -> None:
-    """Keep the calls of a run that is to be looked into."""
-    if result.missed or result.undecided:
+def keep(result: Result, records: list[Record], folder: Path, where: Ground) -> None:
+    """Keep what is to be looked into: the calls of a run that was not as required, all data if the audit objects."""
+    if result.missed:
         dump((record.operation for record in records), folder / f"{result.name}.history.jsonl")
+    audit = result.outcome.audit
+    if audit.is_clean:
+        where.after_audit(audit.counts["messages"])
+    else:
+        where.after_offence(folder / f"{result.name}.system")
 
 
 def line(result: Result) -> str:
     """Return a run in a line."""
     verdict = f"[bold red]{escape('; '.join(result.missed))}[/]" if result.missed else "[green]as required[/]"
-    measured = result.measured
+    measured = result.outcome.measured
     numbers = f"gap {measured.gap_s:5.2f} s, longest before {measured.before.longest_s:.2f} s"
-    return f"{result.name:28} {numbers}, load {result.load_average:4.1f}: {verdict}"
+    return f"{result.name:28} {numbers}, load {result.course.load_average:4.1f}: {verdict}"
+
+
+def new_folder(kind: str, seed: int) -> Path:
+    """Return where a report goes."""
+    folder = REPOSITORY / "reports" / kind / f"{datetime.now(UTC):%Y-%m-%dT%H%M%S}-{seed}"
+    folder.mkdir(parents=True)
+    return folder
 
 
 def commit() -> str:
     """Return what is drilled, as git names it."""
     command = ["git", "describe", "--always", "--dirty"]
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False).stdout.strip()
-
-
-@contextmanager
-def up(system: System) -> Iterator[System]:
-    """Yield the system; what was down is up meanwhile, and down again afterwards."""
-    was_up = system.is_up()
-    if not was_up:
-        subprocess.run([sys.executable, "-m", "local", "up", system.profile.name], cwd=REPOSITORY, check=True)
-    try:
-        yield system
-    finally:
-        if not was_up:
-            system.down()
 
 
 def progress() -> Progress:

@@ -1,9 +1,10 @@
 """The clients: a process of its own, so that what it measures is not what the drill does meanwhile.
 
-    python -m drills.clients URL SEED RATE SECONDS FILE
+    python -m drills.clients URL SEED LOAD FILE
 
-It makes a town and says `ready`; told `go`, it says what time it is, asks what is due when it is due, and says `done`;
-told `look`, it reads all that it has touched, writes FILE and says `written`.
+It makes a town and says `ready`; told `go`, it says what time it is, and asks what is due when it is due; told
+`enough`, it asks nothing more, and says `done` when nobody waits; told `look`, it reads all that it has touched, writes
+FILE and says `written`.
 """
 
 from __future__ import annotations
@@ -18,22 +19,20 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 from uuid import UUID
 
+import msgspec
 import uvloop
 from drills import schedule
 from drills.records import CUT, Record, dump
-from drills.schedule import PLENTY, PRICE, Order, Planned, Town
+from drills.schedule import PLENTY, PRICE, Load, Planned, Town
 from drills.wire import Answer, Cut, Wire
 from histories.model import Invocation, Ok, Operation, Unknown
 from histories.recording import outcome_of
+from msgspec.structs import replace
 
 ASK_AGAIN_S = 0.2
 """After what did not say how long to wait.  Who does not heed Retry-After is one more fault: a storm."""
 OUTAGE_MAX_S = 90.0
 """Who has a key gives up after that."""
-AT_ONCE = 24
-"""So many callers set up and look."""
-ODD_ONES = 16
-"""Of so many orders one has a poor user, and one a scarce item."""
 
 Input = TypeVar("Input")
 Output = TypeVar("Output")
@@ -46,22 +45,36 @@ class SetUpFailed(Exception):
 class Clients:
     """Ask, and write down."""
 
-    def __init__(self, wire: Wire, random: Random) -> None:
+    def __init__(self, wire: Wire, random: Random, load: Load) -> None:
         self.records: list[Record] = []
         self._wire = wire
         self._random = random
+        self._load = load
+        self._orders: dict[int, asyncio.Task[str]] = {}
 
-    async def load(self, plan: Sequence[Planned], start: float) -> None:
-        """Ask what is due when it is due; return when everything that can be known is known."""
+    async def ask(self, plan: Sequence[Planned], town: Town, start: float, enough: asyncio.Future[None]) -> None:
+        """Ask what is due when it is due, until it is `enough`; return when everything that can be known is known."""
         async with asyncio.TaskGroup() as tasks:
             for number, planned in enumerate(plan):
                 due = start + planned.due_s
-                await asyncio.sleep(due - time.monotonic())
-                tasks.create_task(self._request(planned, number, due))
+                await asyncio.wait([enough], timeout=max(due - time.monotonic(), 0))
+                if enough.done():
+                    break
+                tasks.create_task(self._ask_for(planned, town, number, due))
+        await asyncio.gather(*self._orders.values())
 
     async def surely(self, planned: Planned) -> Record:
         """Ask until there is a yes or a no."""
         return await self._request(planned, None, time.monotonic())
+
+    async def _ask_for(self, planned: Planned, town: Town, number: int, due: float) -> None:
+        """Ask; what is to be checked out is made before, and another order for later."""
+        if planned.order is not None:
+            self._order(town, planned.order + len(town.orders))
+            order_id = await self._order(town, planned.order)
+            # It may have had to wait for its order, which nobody counts.
+            planned, due = replace(planned, path=planned.path.format(order_id)), max(due, time.monotonic())
+        await self._request(planned, number, due)
 
     async def _request(self, planned: Planned, number: int | None, due: float) -> Record:
         while True:
@@ -90,35 +103,49 @@ class Clients:
     # What there is
 
     async def make_town(self, orders: int) -> Town:
-        """Make users, items and orders."""
-        users = await self._made(schedule.USERS, "/payment/create_user", f"/payment/add_funds/{{}}/{PLENTY}")
-        items = await self._made(schedule.ITEMS, f"/stock/item/create/{PRICE}", f"/stock/add/{{}}/{PLENTY}")
+        """Make users, items, and so many orders."""
+        users, items = await (self._numbered() if self._load.is_alone else self._unnumbered())
         poor = await self._made(schedule.POOR, "/payment/create_user")
         scarce = await self._made(schedule.SCARCE, f"/stock/item/create/{PRICE}")
         town = Town(users, poor, items, scarce, (), ())
-        baskets = await _in_parallel(lambda _: self._order(town, 200), range(schedule.BASKETS))
-        statuses = [{0: 402, 1: 409}.get(number % ODD_ONES, 200) for number in range(orders)]
-        made = await _in_parallel(lambda status: self._order(town, status), statuses)
-        return Town(users, poor, items, scarce, tuple(made), tuple(basket.order_id for basket in baskets))
+        baskets = await self._in_parallel(lambda _: self._make_order(town, 200), range(schedule.BASKETS))
+        made = await self._in_parallel(lambda number: self._order(town, number), range(orders))
+        return replace(town, orders=tuple(made), baskets=tuple(baskets))
 
     async def look(self, town: Town) -> None:
         """Read everything once more."""
-        orders = (*town.baskets, *(order.order_id for order in town.orders))
+        orders = (*town.baskets, *(order.result() for order in self._orders.values()))
         paths = schedule.looks((*town.users, *town.poor), (*town.items, *town.scarce), orders)
-        await _in_parallel(lambda path: self.surely(Planned(0, "GET", path)), paths)
+        await self._in_parallel(lambda path: self.surely(Planned(0, "GET", path)), paths)
 
-    async def _order(self, town: Town, status: int) -> Order:
+    def _order(self, town: Town, number: int) -> asyncio.Task[str]:
+        """Begin to make the order with this number, unless that was begun before; its id will come."""
+        if number not in self._orders:
+            self._orders[number] = asyncio.create_task(self._make_order(town, schedule.status_of(number)))
+        return self._orders[number]
+
+    async def _make_order(self, town: Town, status: int) -> str:
         """Make an order whose checkout has this status."""
         order_id = await self._id(f"/orders/create/{self._random.choice(town.poor if status == 402 else town.users)}")
         items = self._random.sample(town.items, self._random.randint(1, 2))
         items += [self._random.choice(town.scarce)] if status == 409 else []
         for item_id in items:
             await self._yes(f"/orders/addItem/{order_id}/{item_id}/{self._random.randint(1, 2)}")
-        return Order(order_id, status)
+        return order_id
+
+    async def _numbered(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        await self._yes(f"/payment/batch_init/{schedule.USERS}/{PLENTY}")
+        await self._yes(f"/stock/batch_init/{schedule.ITEMS}/{PLENTY}/{PRICE}")
+        return tuple(map(str, range(schedule.USERS))), tuple(map(str, range(schedule.ITEMS)))
+
+    async def _unnumbered(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        users = await self._made(schedule.USERS, "/payment/create_user", f"/payment/add_funds/{{}}/{PLENTY}")
+        items = await self._made(schedule.ITEMS, f"/stock/item/create/{PRICE}", f"/stock/add/{{}}/{PLENTY}")
+        return users, items
 
     async def _made(self, count: int, create: str, then: str = "") -> tuple[str, ...]:
-        ids = await _in_parallel(lambda _: self._id(create), range(count))
-        await _in_parallel(lambda new_id: self._yes(then.format(new_id)), ids if then else ())
+        ids = await self._in_parallel(lambda _: self._id(create), range(count))
+        await self._in_parallel(lambda new_id: self._yes(then.format(new_id)), ids if then else ())
         return tuple(ids)
 
     async def _id(self, path: str) -> str:
@@ -133,21 +160,20 @@ class Clients:
             raise SetUpFailed(f"{path}: {record.answer} {record.problem}")
         return record.operation.outcome.body
 
+    async def _in_parallel(self, work: Callable[[Input], Awaitable[Output]], inputs: Sequence[Input]) -> list[Output]:
+        """Return the results of `work` on each input, in their order."""
+        places = asyncio.Semaphore(self._load.at_once)
+
+        async def one(each: Input) -> Output:
+            async with places:
+                return await work(each)
+
+        return await asyncio.gather(*map(one, inputs))
+
 
 def _retry_after_s(answer: Answer) -> float | None:
     told = answer.headers.get("retry-after")
     return None if told is None else float(told)
-
-
-async def _in_parallel(work: Callable[[Input], Awaitable[Output]], inputs: Sequence[Input]) -> list[Output]:
-    """Return the results of `work` on each input, in their order."""
-    places = asyncio.Semaphore(AT_ONCE)
-
-    async def one(each: Input) -> Output:
-        async with places:
-            return await work(each)
-
-    return await asyncio.gather(*map(one, inputs))
 
 
 async def _told(word: str) -> None:
@@ -161,26 +187,27 @@ def _say(word: str) -> None:
     sys.stdout.flush()
 
 
-async def _main(url: str, seed: str, rate: float, seconds: float, path: str) -> None:
+async def _main(url: str, seed: str, load: Load, path: Path) -> None:
     place, random = urlsplit(url), Random(seed)
     wire = Wire(place.hostname or "", place.port or 80)
     # Keys are new in every run, also of the same seed: their results are kept for a day.
-    clients = Clients(wire, Random(f"{seed} {time.time_ns()}"))
-    town = await clients.make_town(schedule.order_count(rate, seconds))
-    plan = schedule.plan(town, random, rate, seconds)
+    clients = Clients(wire, Random(f"{seed} {time.time_ns()}"), load)
+    town = await clients.make_town(schedule.orders_ahead(load.rate))
+    plan = schedule.plan(town, random, load)
     _say("ready")
     await _told("go")
-    start = time.monotonic()
+    start, enough = time.monotonic(), asyncio.create_task(_told("enough"))
     _say(f"{start}")
-    await clients.load(plan, start)
+    await clients.ask(plan, town, start, enough)
+    await enough
     _say("done")
     await _told("look")
     await clients.look(town)
-    dump(clients.records, Path(path))
+    dump(clients.records, path)
     wire.close()
     _say("written")
 
 
 if __name__ == "__main__":
-    URL, SEED, RATE, SECONDS, FILE = sys.argv[1:]
-    uvloop.run(_main(URL, SEED, float(RATE), float(SECONDS), FILE))
+    URL, SEED, LOAD, FILE = sys.argv[1:]
+    uvloop.run(_main(URL, SEED, msgspec.json.decode(LOAD, type=Load), Path(FILE)))

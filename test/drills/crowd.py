@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
+from drills.schedule import Load
+
 from local.profiles import REPOSITORY
 
 STOP_PATIENCE_S = 5
@@ -39,6 +42,11 @@ class Crowd:
         self.tell("go")
         return float(self.hear())
 
+    def enough(self) -> None:
+        """Let the load end; return when nobody waits any more."""
+        self.tell("enough")
+        self.hear("done")
+
     def look(self) -> None:
         """Let them read all that they know, and write down what they were told."""
         self.tell("look")
@@ -46,9 +54,9 @@ class Crowd:
 
 
 @contextmanager
-def crowd(url: str, seed: str, rate: float, seconds: float, path: Path) -> Iterator[Crowd]:
+def crowd(url: str, seed: str, load: Load, path: Path) -> Iterator[Crowd]:
     """Yield the clients of the gateway at `url`, whose records go to `path`; they end with the block."""
-    arguments = [url, seed, str(rate), str(seconds), str(path)]
+    arguments = [url, seed, msgspec.json.encode(load).decode(), str(path)]
     process = subprocess.Popen(
         ["setpriv", "--pdeathsig", "KILL", "--", sys.executable, "-m", "drills.clients", *arguments],
         cwd=REPOSITORY,

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgspec
 from drills.crowd import Crowd, crowd
 from drills.faults import Fault
+from drills.judge import audit, explain
 from drills.logs import Logs
-from drills.measure import Measured, Request, Span, failure_of, measure, requests_of, throughput
+from drills.measure import Request, Span, failure_of, measure, requests_of, throughput
 from drills.records import Record, load
 from drills.requirement import Outcome, missed, of_controller
 from drills.scene import Scene
+from drills.schedule import Load
 from drills.well import time_until_well
-from histories.checker import check
 
-from local.profiles import REPOSITORY
 from local.system import System
 
 WARM_UP_S = 2.0
-AUDIT_TIMEOUT_S = 300
 PROBLEMS_MAX = 40
 
 Say = Callable[[str], None]
@@ -37,9 +32,12 @@ class Plan(msgspec.Struct, frozen=True):
 
     rate: float
     seconds: float
+    """Of load, at least."""
     seed: int
-    lead_s: float = 6.0
+    lead_s: float = 4.0
     """Of the load before the fault, warm-up included: for what is measured before it."""
+    tail_s: float = 2.0
+    """Of the load after the system is well again."""
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -57,6 +55,18 @@ class Point(msgspec.Struct, frozen=True, array_like=True):
     failure: str = ""
 
 
+class Course(msgspec.Struct, frozen=True, kw_only=True):
+    """What was done to the system, and how it took it."""
+
+    victims: list[str]
+    events: list[Event]
+    fault_s: Span
+    """From when to when it was done, after the load began."""
+    deaths: dict[str, int]
+    load_average: float
+    logs: dict[str, str]
+
+
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """All that a drill says."""
 
@@ -65,21 +75,10 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     required: str
     number: int
     seed: str
-    victims: list[str]
-    events: list[Event]
-    fault_s: Span
-    """From when to when it was done."""
-    measured: Measured
+    course: Course
+    outcome: Outcome
     missed: list[str]
-    violations: list[str]
-    undecided: int
-    audit: dict[str, Any]
-    well_s: float | None
-    others_share: float | None
-    deaths: dict[str, int]
-    load_average: float
     points: list[Point]
-    logs: dict[str, str]
     problems: list[str]
 
     @property
@@ -108,13 +107,24 @@ class Run:
         """What the dice of this run are made of."""
         return f"{self.plan.seed}/{self.fault.name}/{self.number}"
 
+    def course(self) -> Course:
+        """Return what happened."""
+        return Course(
+            victims=sorted(self.scene.victims),
+            events=[Event(at - self.start, text) for at, text in self.scene.notes],
+            fault_s=Span(self.span.began - self.start, self.span.ended - self.start),
+            deaths=self.deaths,
+            load_average=self.load_average,
+            logs=self.logs,
+        )
+
 
 def drill(system: System, fault: Fault, plan: Plan, number: int, say: Say) -> tuple[Result, list[Record]]:
     """Drill a fault; return what came of it, and every call.
 
     1. The clients make their town: users, items, orders.
-    2. They ask at a steady rate.  After a while the fault happens, and they go on.
-    3. Everything is back, and nobody waits any more.
+    2. They ask at a steady rate.  After a while the fault happens, and they go on until everything is back.
+    3. Nobody waits any more.
     4. They read all that they know, so that every answer can be held against it.
     5. The checker explains what they were told, the audit joins what there is.
     """
@@ -122,8 +132,7 @@ def drill(system: System, fault: Fault, plan: Plan, number: int, say: Say) -> tu
     run = Run(scene, fault, plan, number)
     scene.random.seed(run.seed)
     path = system.profile.run / "drill.jsonl"
-    seconds = max(plan.seconds, fault.load_s_min)
-    with crowd(system.gateway_url, run.seed, plan.rate, seconds, path) as clients:
+    with crowd(system.gateway_url, run.seed, Load(plan.rate, max(plan.seconds, fault.load_s_max)), path) as clients:
         say("set-up")
         clients.hear("ready")
         under_load(run, clients, say)
@@ -132,7 +141,7 @@ def drill(system: System, fault: Fault, plan: Plan, number: int, say: Say) -> tu
     records = load(path)
     path.unlink()
     say("check, audit")
-    return result(run, records), records
+    return result(run, records, outcome_of(run, records)), records
 
 
 def under_load(run: Run, clients: Crowd, say: Say) -> None:
@@ -149,46 +158,39 @@ def under_load(run: Run, clients: Crowd, say: Say) -> None:
     run.span = Span(began, time.monotonic())
     say("recovery")
     run.well_s, run.load_average = time_until_well(system), os.getloadavg()[0]
-    clients.hear("done")
+    time.sleep(max(run.plan.tail_s, run.start + run.plan.seconds - time.monotonic()))
+    clients.enough()
     run.logs = logs.since()
-    run.deaths = {name: count - deaths[name] for name, count in system.supervision.deaths().items()}
+    died = {name: count - deaths[name] for name, count in system.supervision.deaths().items()}
+    run.deaths = {name: count for name, count in died.items() if count}
 
 
-def result(run: Run, records: list[Record]) -> Result:
-    """Return all that can be said of a drill."""
-    measured, requests = measure(records, run.span.began), requests_of(records)
-    found, audit = check(record.operation for record in records), audited(run.scene.system)
-    broken = [violation for violation in found if violation.kind == "broken"]
-    share = others_share(requests, run) if run.fault.touches else None
-    requirement = of_controller(run.fault.requirement) if run.scene.hits_controller else run.fault.requirement
-    outcome = Outcome(
-        measured=measured,
-        violations=len(broken),
-        audit=told_by(audit),
+def outcome_of(run: Run, records: list[Record]) -> Outcome:
+    """Return what is held against the requirement, once nobody uses the system any more."""
+    requests = requests_of(records)
+    return Outcome(
+        measured=measure(records, run.span.began),
+        explained=explain(records),
+        audit=audit(run.scene.system),
         well_s=run.well_s,
-        others_share=share,
+        others_share=others_share(requests, run) if run.fault.touches else None,
         outlasted_s=max(run.span.ended - max(request.due for request in requests), 0.0),
     )
+
+
+def result(run: Run, records: list[Record], outcome: Outcome) -> Result:
+    """Return all that can be said of a drill."""
+    requirement = of_controller(run.fault.requirement) if run.scene.hits_controller else run.fault.requirement
     return Result(
         fault=run.fault.name,
         what=run.fault.what,
         required=str(run.fault.requirement),
         number=run.number,
         seed=run.seed,
-        victims=sorted(run.scene.victims),
-        events=[Event(at - run.start, text) for at, text in run.scene.notes],
-        fault_s=Span(run.span.began - run.start, run.span.ended - run.start),
-        measured=measured,
+        course=run.course(),
+        outcome=outcome,
         missed=missed(requirement, outcome),
-        violations=[str(violation) for violation in broken],
-        undecided=len(found) - len(broken),
-        audit=audit,
-        well_s=run.well_s,
-        others_share=share,
-        deaths={name: count for name, count in run.deaths.items() if count},
-        load_average=run.load_average,
-        points=[Point(request.due - run.start, request.wait_s, *request.failures[:1]) for request in requests],
-        logs=run.logs,
+        points=[point_of(request, run.start) for request in requests_of(records)],
         problems=problems(records, run.start),
     )
 
@@ -200,29 +202,15 @@ def others_share(requests: list[Request], run: Run) -> float:
     return throughput(others, run.span) / before
 
 
-def audited(system: System) -> dict[str, Any]:
-    """Return what `python -m audit --json` says, or why it says nothing."""
-    command = [sys.executable, "-m", "audit", system.profile.name, "--json"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=AUDIT_TIMEOUT_S, check=False)
-    try:
-        report: dict[str, Any] = msgspec.json.decode(done.stdout)
-    except msgspec.DecodeError:
-        return {"is_clean": False, "cannot_tell": done.stderr[-2000:]}
-    return report
-
-
-def told_by(audit: dict[str, Any]) -> str:
-    """Return an audit's findings in a line, nothing if it is clean."""
-    if audit["is_clean"]:
-        return ""
-    findings = Counter(f"{finding['invariant']} {finding['kind']}" for finding in audit.get("findings", ()))
-    return ", ".join(f"{count} x {kind}" for kind, count in findings.items()) or audit["cannot_tell"]
-
-
 def problems(records: list[Record], start: float) -> list[str]:
     """Return the calls of the load that failed, a line each, as many as people read."""
     failed = [record for record in records if record.number is not None and failure_of(record)]
     return [_line(record, start) for record in sorted(failed, key=lambda record: record.ended)[:PROBLEMS_MAX]]
+
+
+def point_of(request: Request, start: float) -> Point:
+    """Return a request as it is drawn."""
+    return Point(request.due - start, request.wait_s, *request.failures[:1])
 
 
 def _line(record: Record, start: float) -> str:

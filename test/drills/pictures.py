@@ -22,7 +22,12 @@ def draw(run: Result, path: Path) -> None:
     draw_rate(rate, run.points)
     draw_waits(wait, run)
     for axes in (rate, wait):
-        axes.axvspan(run.fault_s.began, max(run.fault_s.ended, run.fault_s.began + 0.05), color="C1", alpha=0.25)
+        axes.axvspan(
+            run.course.fault_s.began,
+            max(run.course.fault_s.ended, run.course.fault_s.began + 0.05),
+            color="C1",
+            alpha=0.25,
+        )
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=90)
     plt.close(figure)
@@ -53,7 +58,7 @@ def draw_waits(axes: Axes, run: Result) -> None:
         points = [point for point in run.points if bool(point.failure) is failed]
         waits = [max(point.wait_s, WAIT_LEAST_S) for point in points]
         axes.plot([point.due_s for point in points], waits, ".", color=color, markersize=3, label=label)
-    after = [point for point in run.points if point.due_s + point.wait_s >= run.fault_s.began]
+    after = [point for point in run.points if point.due_s + point.wait_s >= run.course.fault_s.began]
     longest = max(after, key=lambda point: point.wait_s, default=Point(0.0, 0.0))
     axes.hlines(
         longest.wait_s, longest.due_s, longest.due_s + longest.wait_s, "C1", label=f"gap {longest.wait_s:.2f} s"

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 from drills.drill import Plan, Result
 from drills.pictures import draw
-from jinja2 import Environment, FileSystemLoader, select_autoescape
+from jinja2 import Environment, FileSystemLoader, Template, select_autoescape
 from rich.table import Table
 
 NUMBERS = ("runs", "failed", "gap s", "worst", "before", "well s", "wrong")
@@ -31,38 +31,38 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def failed(self) -> int:
         """How many calls failed, whether that is allowed or not."""
-        return sum(sum(run.measured.failures.values()) for run in self.runs)
+        return sum(sum(run.outcome.measured.failures.values()) for run in self.runs)
 
     @property
     def gap_s(self) -> float:
         """The median."""
-        return statistics.median(run.measured.gap_s for run in self.runs)
+        return statistics.median(run.outcome.measured.gap_s for run in self.runs)
 
     @property
     def worst(self) -> Result:
         """The run with the longest gap."""
-        return max(self.runs, key=lambda run: run.measured.gap_s)
+        return max(self.runs, key=lambda run: run.outcome.measured.gap_s)
 
     @property
     def before_s(self) -> float:
         """The longest wait before any fault: what the machine alone costs."""
-        return max(run.measured.before.longest_s for run in self.runs)
+        return max(run.outcome.measured.before.longest_s for run in self.runs)
 
     @property
     def well_s(self) -> float | None:
         """The longest time until the system was well; None if it once never was."""
-        times = [run.well_s for run in self.runs]
+        times = [run.outcome.well_s for run in self.runs]
         return None if None in times else max(time for time in times if time is not None)
 
     @property
     def unexplained(self) -> int:
         """How many answers cannot be explained."""
-        return sum(len(run.violations) for run in self.runs)
+        return sum(len(run.outcome.explained.violations) for run in self.runs)
 
     @property
     def unclean(self) -> int:
         """How many audits found something, or could not tell."""
-        return sum(not run.audit["is_clean"] for run in self.runs)
+        return sum(not run.outcome.audit.is_clean for run in self.runs)
 
     @property
     def missed(self) -> list[Result]:
@@ -72,7 +72,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def answers(self) -> dict[str, int]:
         """What was answered how often, over all runs."""
-        return dict(sorted(sum((Counter(run.measured.answers) for run in self.runs), Counter()).items()))
+        return dict(sorted(sum((Counter(run.outcome.measured.answers) for run in self.runs), Counter()).items()))
 
     @property
     def shown(self) -> list[Result]:
@@ -82,7 +82,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     def cells(self) -> tuple[str, ...]:
         """Return what stands below HEADINGS: what is required second, what was missed last."""
         audits = "clean" if not self.unclean else f"{self.unclean} not clean"
-        numbers = (len(self.runs), self.failed, f"{self.gap_s:.2f}", f"{self.worst.measured.gap_s:.2f}")
+        numbers = (len(self.runs), self.failed, f"{self.gap_s:.2f}", f"{self.worst.outcome.measured.gap_s:.2f}")
         times = (f"{self.before_s:.2f}", "never" if self.well_s is None else f"{self.well_s:.1f}")
         return (self.fault, self.required, *map(str, numbers), *times, str(self.unexplained), audits, self.verdict)
 
@@ -121,13 +121,18 @@ class Report:
 
     def page(self, pictures: dict[str, str]) -> str:
         """Return the page; `pictures` are PNGs in base64, by the name of their run."""
-        environment = Environment(
-            loader=FileSystemLoader(Path(__file__).parent),
-            autoescape=select_autoescape(default=True, default_for_string=True),
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        return environment.get_template("page.html.j2").render(report=self, headings=HEADINGS, pictures=pictures)
+        return template("page.html.j2").render(report=self, headings=HEADINGS, pictures=pictures)
+
+
+def template(name: str) -> Template:
+    """Return a page to be filled in."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
 
 
 def table(report: Report) -> Table:

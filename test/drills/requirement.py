@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+from drills.judge import Audit, Explained
 from drills.measure import Measured
 from msgspec.structs import replace
 
@@ -47,9 +48,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """What came of a drill.  `well_s` is None if the system was not well again in time."""
 
     measured: Measured
-    violations: int
-    audit: str
-    """Empty if the audit is clean, else what it said."""
+    explained: Explained
+    audit: Audit
     well_s: float | None
     others_share: float | None
     """None where it is not measured."""
@@ -64,13 +64,17 @@ def missed(requirement: Requirement, outcome: Outcome) -> list[str]:
     phrases = [f"{count} x {name}" for name, count in failed.items()]
     if measured.unanswered:
         phrases.append(f"{measured.unanswered} with a key never answered")
-    if outcome.violations:
-        phrases.append(f"{outcome.violations} answers cannot be explained")
-    if outcome.audit:
-        phrases.append(f"audit: {outcome.audit}")
+    phrases += inconsistencies(outcome.explained, outcome.audit)
     if outcome.outlasted_s > 0:
         phrases.append(f"the load ended {outcome.outlasted_s:.0f} s before the fault did: not measured")
     return [*phrases, *_too_late(requirement, outcome)]
+
+
+def inconsistencies(explained: Explained, audit: Audit) -> list[str]:
+    """Return what does not fit together, or may not."""
+    phrases = [f"{len(explained.violations)} answers cannot be explained"] * bool(explained.violations)
+    phrases += [f"{len(explained.undecided)} undecided"] * bool(explained.undecided)
+    return phrases + [f"audit: {audit}"] * (not audit.is_clean)
 
 
 def _too_late(requirement: Requirement, outcome: Outcome) -> list[str]:

@@ -7,6 +7,7 @@ nothing, or an item is out of stock.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import count
 from random import Random
 
 import msgspec
@@ -23,23 +24,31 @@ POOR = SCARCE = 5
 BASKETS = 60
 PLENTY = 10**9
 PRICE = 3
+ODD_ONES = 16
+"""Of so many orders one has a poor user, and one a scarce item."""
+AHEAD_S = 15.0
+"""So long before it is due to be checked out an order begins to be made, or before the load begins."""
 
 
-class Order(msgspec.Struct, frozen=True):
-    """An order that is checked out once, and what that is answered."""
+class Load(msgspec.Struct, frozen=True):
+    """How much is asked: so many calls a second for so many seconds, if it is not enough before."""
 
-    order_id: str
-    status: int
+    rate: float
+    seconds_max: float
+    at_once: int = 24
+    """So many clients make the town, and look at it in the end."""
+    is_alone: bool = True
+    """Nobody else is loading: users and items may be numbered, which is quicker, and replaces those of before."""
 
 
 class Town(msgspec.Struct, frozen=True):
-    """What there is, by id: made before the load begins.  Baskets are orders that nobody checks out."""
+    """What there is, by id, when the load begins.  Baskets are orders that nobody checks out."""
 
     users: tuple[str, ...]
     poor: tuple[str, ...]
     items: tuple[str, ...]
     scarce: tuple[str, ...]
-    orders: tuple[Order, ...]
+    orders: tuple[str, ...]
     baskets: tuple[str, ...]
 
 
@@ -51,22 +60,29 @@ class Planned(msgspec.Struct, frozen=True):
     path: str
     key: str | None = None
     expected: tuple[int, ...] = (200,)
+    order: int | None = None
+    """The number of the order whose id belongs into the path's braces."""
 
 
-def order_count(rate: float, seconds: float) -> int:
-    """Return how many orders are enough."""
-    return int(rate * seconds * KINDS["checkout"] / sum(KINDS.values()) * 1.2) + 20
+def orders_ahead(rate: float) -> int:
+    """Return how many orders are made before they are due to be checked out."""
+    return int(rate * AHEAD_S * KINDS["checkout"] / sum(KINDS.values())) + 1
 
 
-def plan(town: Town, random: Random, rate: float, seconds: float) -> list[Planned]:
-    """Return all calls of a load, by when they are due; every order is in it at most once."""
-    orders = iter(town.orders)
+def status_of(order: int) -> int:
+    """Return what the checkout of the order with this number is answered."""
+    return {0: 402, 1: 409}.get(order % ODD_ONES, 200)
+
+
+def plan(town: Town, random: Random, load: Load) -> list[Planned]:
+    """Return all calls of a load, by when they are due; orders are numbered as they are checked out, once each."""
+    orders = count()
     planned: list[Planned] = []
-    for number in range(int(rate * seconds)):
+    for number in range(int(load.rate * load.seconds_max)):
         call = _call(town, orders, random)
         key = f"{random.getrandbits(64):016x}" if call.method == "POST" and random.random() < KEY_RATE else None
-        call = msgspec.structs.replace(call, due_s=number / rate, key=key)
-        planned += [call, *_repeats(call, random, seconds)]
+        call = msgspec.structs.replace(call, due_s=number / load.rate, key=key)
+        planned += [call, *_repeats(call, random, load.seconds_max)]
     return sorted(planned, key=lambda call: call.due_s)
 
 
@@ -76,17 +92,15 @@ def _repeats(call: Planned, random: Random, seconds: float) -> list[Planned]:
     return [msgspec.structs.replace(call, due_s=due_s)] if repeats else []
 
 
-def _call(town: Town, orders: Iterator[Order], random: Random) -> Planned:
+def _call(town: Town, orders: Iterator[int], random: Random) -> Planned:
     (kind,) = random.choices(list(KINDS), list(KINDS.values()))
     item_id, user_id, amount = random.choice(town.items), random.choice(town.users), random.randint(1, 5)
     match kind:
         case "checkout":
             order = next(orders)
-            return _post(f"/orders/checkout/{order.order_id}", order.status)
+            return Planned(0, "POST", "/orders/checkout/{}", expected=(status_of(order),), order=order)
         case "find":
-            return Planned(
-                0, "GET", random.choice(looks((user_id,), (item_id,), (random.choice(town.orders).order_id,)))
-            )
+            return Planned(0, "GET", random.choice(looks((user_id,), (item_id,), (random.choice(town.orders),))))
         case "addItem":
             return _post(f"/orders/addItem/{random.choice(town.baskets)}/{item_id}/{amount}")
         case "pay":

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from drills import schedule
 from drills.faults import FAULTS, chosen
+from drills.judge import Audit, Explained
 from drills.logs import LINES_MAX, Logs, excerpt
 from drills.measure import Measured, Request, Span, Waits, measure, percentile, requests_of, silence_s, throughput
 from drills.records import CUT, Record
 from drills.requirement import NOTHING_FAILS, Outcome, Requirement, missed, of_controller
-from drills.schedule import Order, Town
+from drills.schedule import Load, Town
 from drills.torn import HEADER, bytes_before
 from histories.model import Invocation, Ok, Operation, Unknown
 from msgspec.structs import replace
@@ -22,10 +23,12 @@ TOWN = Town(
     poor=("p1",),
     items=("i1", "i2"),
     scarce=("s1",),
-    orders=tuple(Order(f"o{number}", 200) for number in range(schedule.order_count(50, 10))),
+    orders=("o0", "o1", "o2"),
     baskets=("b1",),
 )
+LOAD = Load(rate=50, seconds_max=10)
 FAULT = 10.0
+OVERCHARGED = {"invariant": "I3", "kind": "overcharged"}
 
 
 # --- builders --------------------------------------------------------------------------------------------------------
@@ -62,7 +65,14 @@ def a_measured(**fields: Any) -> Measured:
 
 
 def an_outcome(**fields: Any) -> Outcome:
-    outcome = Outcome(measured=a_measured(), violations=0, audit="", well_s=5.0, others_share=None, outlasted_s=0.0)
+    outcome = Outcome(
+        measured=a_measured(),
+        explained=Explained(),
+        audit=Audit(is_clean=True),
+        well_s=5.0,
+        others_share=None,
+        outlasted_s=0.0,
+    )
     return replace(outcome, **fields)
 
 
@@ -74,32 +84,33 @@ def waited(seconds: float) -> Outcome:
 
 
 def test_the_same_seed_plans_the_same_calls() -> None:
-    assert schedule.plan(TOWN, Random("7"), 50, 10) == schedule.plan(TOWN, Random("7"), 50, 10)
+    assert schedule.plan(TOWN, Random("7"), LOAD) == schedule.plan(TOWN, Random("7"), LOAD)
 
 
 def test_calls_are_due_at_a_steady_rate_whatever_is_repeated() -> None:
-    planned = schedule.plan(TOWN, Random("7"), rate=50, seconds=10)
+    planned = schedule.plan(TOWN, Random("7"), LOAD)
 
     firsts = {call.key or number: call.due_s for number, call in reversed(list(enumerate(planned)))}
     assert sorted(firsts.values()) == pytest.approx([number / 50 for number in range(500)])
 
 
 def test_calls_are_planned_in_the_order_in_which_they_are_due() -> None:
-    due = [call.due_s for call in schedule.plan(TOWN, Random("7"), 50, 10)]
+    due = [call.due_s for call in schedule.plan(TOWN, Random("7"), LOAD)]
 
     assert due == sorted(due)
     assert due[-1] < 10
 
 
 def test_every_order_is_checked_out_once_but_for_repeats_with_its_key() -> None:
-    checkouts = [call for call in schedule.plan(TOWN, Random("7"), 50, 10) if "checkout" in call.path]
+    checkouts = [call for call in schedule.plan(TOWN, Random("7"), LOAD) if call.order is not None]
 
-    assert len({call.path for call in checkouts}) == len({(call.path, call.key) for call in checkouts})
-    assert len(checkouts) > len({call.path for call in checkouts})
+    orders = {call.order for call in checkouts}
+    assert orders == set(range(len(orders)))
+    assert len(orders) == len({(call.order, call.key) for call in checkouts}) < len(checkouts)
 
 
 def test_every_kind_of_call_is_planned_and_some_are_refused() -> None:
-    planned = schedule.plan(TOWN, Random("7"), 50, 10)
+    planned = schedule.plan(TOWN, Random("7"), LOAD)
 
     assert {call.path.split("/")[2] for call in planned} == {
         *("checkout", "addItem", "add", "subtract", "pay", "find", "find_user")
@@ -108,7 +119,7 @@ def test_every_kind_of_call_is_planned_and_some_are_refused() -> None:
 
 
 def test_only_posts_have_keys() -> None:
-    planned = schedule.plan(TOWN, Random("7"), 50, 10)
+    planned = schedule.plan(TOWN, Random("7"), LOAD)
 
     assert {call.method for call in planned if call.key} == {"POST"}
     assert any(call.key is None for call in planned if call.method == "POST")
@@ -237,8 +248,10 @@ def test_a_quiet_drill_misses_nothing() -> None:
     [
         (an_outcome(measured=a_measured(failures={"503": 2})), "2 x 503"),
         (an_outcome(measured=a_measured(unanswered=1)), "1 with a key never answered"),
-        (an_outcome(violations=3), "3 answers cannot be explained"),
-        (an_outcome(audit="1 x I3 overcharged"), "audit: 1 x I3 overcharged"),
+        (an_outcome(explained=Explained(violations=["a", "b"])), "2 answers cannot be explained"),
+        (an_outcome(explained=Explained(undecided=["a"])), "1 undecided"),
+        (an_outcome(audit=Audit(is_clean=False, findings=[OVERCHARGED])), "audit: 1 x I3 overcharged"),
+        (an_outcome(audit=Audit(is_clean=False, cannot_tell="no log")), "audit: no log"),
         (an_outcome(well_s=None), "not well within 60 s"),
         (an_outcome(outlasted_s=9.0), "the load ended 9 s before the fault did: not measured"),
         (an_outcome(well_s=61.0), "not well within 60 s"),

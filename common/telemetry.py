@@ -13,7 +13,9 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import msgspec
 import structlog
-from prometheus_client import Counter, Gauge, Histogram, make_wsgi_app
+from prometheus_client import Counter, Gauge, Histogram, Info, make_wsgi_app
+
+from common import __version__
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -23,6 +25,7 @@ QUIET_S = 1.0
 """How long a library that has written a line does not write it again."""
 
 # every process
+Info("checkout_build", "The code that this process runs").info({"version": __version__})
 REPAIRS = Counter("checkout_repairs_total", "Times that a part of this process was replaced or begun anew", ["what"])
 LOOP_LAG_SECONDS = Gauge("checkout_loop_lag_seconds", "How long the event loop took to answer the watchdog")
 

@@ -89,6 +89,11 @@ class Profile:
         return self.home / "conf"
 
     @property
+    def code(self) -> Path:
+        """A link to the code that web processes and processors are started from."""
+        return self.home / "code"
+
+    @property
     def data(self) -> Path:
         """Kafka's and Redis' folders, one a process."""
         return self.home / "data"

@@ -2,9 +2,10 @@
 
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from local import broker, gateway
-from local.profiles import HOST, SERVICES, WEB_THREADS, Profile, addresses
+from local.profiles import HOST, REPOSITORY, SERVICES, WEB_THREADS, Profile, addresses
 
 GROUPS = ("data", "processors", "snapshotters", "web", "gateway")
 """In the order in which they start; they stop in the reverse order."""
@@ -19,6 +20,7 @@ class Program:
     name: str
     group: str
     command: tuple[str, ...]
+    folder: Path = REPOSITORY
     environment: Environment = field(default_factory=dict)
     stop_wait_s: int = 10
 
@@ -81,6 +83,7 @@ def _service(profile: Profile, name: str, group: str, port: int) -> Program:
         name=name,
         group=group,
         command=service_command(service, role),
+        folder=profile.code,
         environment=service_environment(profile) | own,
         stop_wait_s=30,
     )

@@ -139,6 +139,7 @@ def _program(profile: Profile, program: Program) -> str:
         {
             # Whatever happens to supervisord, nothing outlives it: like a power cut, which everything here survives.
             "command": shlex.join(("setpriv", "--pdeathsig", "KILL", "--", *program.command)),
+            "directory": program.folder,
             "environment": ",".join(f'{key}="{value}"' for key, value in program.environment.items()),
             "autostart": "true" if program.group == "data" else "false",
             "autorestart": "true",

@@ -131,6 +131,13 @@ class System:
         self.stop(name)
         self.start(name)
 
+    def use_code(self, folder: Path) -> None:
+        """Let web processes and processors that are started from now on run the code in a folder."""
+        link = self.profile.code.with_suffix(".new")
+        link.unlink(missing_ok=True)
+        link.symlink_to(folder)
+        link.replace(self.profile.code)
+
     # Steps of `up`
 
     def _start_data(self, step: Step) -> None:
@@ -157,6 +164,7 @@ class System:
         for node in range(len(self.profile.redis_ports)):
             (conf / f"redis-{node}.conf").write_text(redis_cluster.settings(self.profile, node))
         (conf / "servers.cfg").write_text(gateway.servers(self.profile))
+        self.use_code(REPOSITORY)
 
     def _wait_for_data(self, *, services: bool) -> None:
         with ThreadPoolExecutor() as pool:

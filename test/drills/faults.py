@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from drills import brokers, torn, well
+from drills import brokers, releases, torn, well
 from drills.requirement import CLIENTS_ASK_AGAIN, NOTHING_FAILS, Requirement
 from drills.scene import Scene
-from e2e.faults import replica_of, wait_until
+from e2e.faults import hand_over, replica_of, wait_until
 from msgspec.structs import replace
 
 from local.profiles import SERVICES
@@ -105,6 +105,22 @@ def restart_brokers(scene: Scene) -> None:
     for node in range(scene.system.profile.brokers):
         scene.restart(f"kafka-{node}")
         wait_until(lambda: brokers.are_in_sync(scene.system), "every replica is in sync")
+
+
+def restart_redis_nodes(scene: Scene) -> None:
+    for node in range(len(scene.system.redis_nodes)):
+        hand_over(scene.system, f"redis-{node}")
+        scene.restart(f"redis-{node}")
+        wait_until(lambda: well.are_followed(scene.system), "every Redis primary is followed")
+
+
+def upgrade(scene: Scene) -> None:
+    """Replace every process of the services by one of another version: readers of the log before its writers."""
+    version = releases.switch(scene.system)
+    for name in releases.order(scene.system):
+        scene.restart(name)
+        assert well.time_until_well(scene.system) is not None, f"not well after {name} was replaced"
+    assert releases.running(scene.system) == {version}
 
 
 def empty_broker(scene: Scene) -> None:
@@ -227,6 +243,20 @@ FAULTS: tuple[Fault, ...] = (
         inject=restart_brokers,
         requirement=within(2.0),
         load_s_max=180.0,
+    ),
+    Fault(
+        name="redis-rolling",
+        what="all Redis nodes, one after the other: handed over, SIGTERM, restart",
+        inject=restart_redis_nodes,
+        requirement=within(2.0),
+        load_s_max=180.0,
+    ),
+    Fault(
+        name="upgrade",
+        what="all processors, then all web processes, one after the other: SIGTERM, started with another version",
+        inject=upgrade,
+        requirement=within(2.0),
+        load_s_max=300.0,
     ),
     Fault(
         name="broker-emptied",

@@ -59,6 +59,17 @@ def replica_of(system: System, partition: str) -> str:
     return node_at(system, replicas[0])
 
 
+def hand_over(system: System, name: str) -> None:
+    """Let a replica take over from a Redis node, if that is a primary, and wait until it has: nothing is lost by it."""
+    port = system.redis_nodes[int(name.removeprefix("redis-"))][1]
+    members = _members(system)
+    itself = next(member for member in members if member.port == port)
+    if itself.primary:
+        replica = next(member for member in members if member.primary_id == itself.node_id)
+        redis_cluster.ask(replica.port, "CLUSTER", "FAILOVER")
+        wait_until(lambda: "role:slave" in redis_cluster.ask(port, "INFO", "replication"), f"{name} is a replica")
+
+
 def redis(system: System, name: str) -> Redis:
     """Return a client of one node."""
     return Redis(*system.redis_nodes[int(name.removeprefix("redis-"))])

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
+
+from common import __version__
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "docs/architecture.md", "docs/decisions.md", "docs/operations.md", "docs/measurements.md")
 FILE = re.compile(r"`((?:test|common|order|stock|payment|local|audit|gateway|stress-test|docs)/[\w./-]*)`")
 INVARIANTS = [f"I{number}" for number in range(1, 9)]
+
+
+def test_the_code_says_the_version_of_the_project() -> None:
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == __version__
 
 
 @pytest.mark.parametrize("page", PAGES)

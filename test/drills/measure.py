@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from math import ceil
+from math import ceil, inf
 
 import msgspec
 from drills.records import Record
@@ -147,9 +147,9 @@ def percentile(values: Sequence[float], percent: int) -> float:
     return values[max(ceil(len(values) * percent / 100) - 1, 0)] if values else 0.0
 
 
-def silence_s(requests: Sequence[Request], fault: float) -> float:
-    """Return the longest time without any yes or no, from the fault until nothing is due any more."""
-    until = max((request.due for request in requests), default=fault)
+def silence_s(requests: Sequence[Request], fault: float, until: float = inf) -> float:
+    """Return the longest time without any yes or no, from the fault on, while anything is due."""
+    until = min(max((request.due for request in requests), default=fault), until)
     ends = sorted(request.ended for request in requests if request.is_answered)
     times = [fault, *(end for end in ends if fault < end < until), max(until, fault)]
     # Silence at the end lasts until the next answer after it, not only until the last call was due.

@@ -20,7 +20,7 @@ REPEAT_RATE = 0.2
 REPEAT_AFTER_MAX_S = 1.5
 USERS = ITEMS = 250
 """So many that even a long outage leaves few calls at once on each: the checker tries them in any order."""
-POOR = SCARCE = 5
+POOR = SCARCE = 12
 BASKETS = 60
 PLENTY = 10**9
 PRICE = 3

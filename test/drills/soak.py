@@ -176,7 +176,7 @@ def _incident(strike: Strike, until: float, requests: Sequence[Request], start: 
         fault=strike.fault,
         fault_s=Span(began - start, strike.span.ended - start),
         events=[Event(at - start, text) for at, text in strike.notes],
-        gap_s=max([silence_s(felt, began), *(request.wait_s for request in felt)]),
+        gap_s=max([silence_s(requests, began, until), *(request.wait_s for request in felt)]),
         well_s=strike.well_s,
         failures=dict(failures),
         forbidden={name: many for name, many in failures.items() if name not in strike.allowed},

@@ -26,6 +26,8 @@ OVERDUE_S = 300.0
 """So much longer a crowd can ask, if making the next town takes long."""
 AT_ONCE = 3
 """Clients of a crowd that make their town, and look at it in the end: beside the load of another."""
+ENTITIES = 250
+"""Made one by one, so they are fewer than in a drill; a single fault leaves few calls without an answer."""
 NICE = 10
 
 
@@ -38,7 +40,7 @@ class Chapters:
         self.has_begun = threading.Event()
         self._url = url
         self._seed = seed
-        self._load = Load(rate, CHAPTER_S + OVERDUE_S, AT_ONCE, is_alone=False)
+        self._load = Load(rate, CHAPTER_S + OVERDUE_S, AT_ONCE, ENTITIES, is_alone=False)
         self._folder = folder
         self._is_over = threading.Event()
         self._checks: list[Future[Explained]] = []

@@ -134,13 +134,13 @@ class Clients:
         return order_id
 
     async def _numbered(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        await self._yes(f"/payment/batch_init/{schedule.USERS}/{PLENTY}")
-        await self._yes(f"/stock/batch_init/{schedule.ITEMS}/{PLENTY}/{PRICE}")
-        return tuple(map(str, range(schedule.USERS))), tuple(map(str, range(schedule.ITEMS)))
+        await self._yes(f"/payment/batch_init/{self._load.entities}/{PLENTY}")
+        await self._yes(f"/stock/batch_init/{self._load.entities}/{PLENTY}/{PRICE}")
+        return tuple(map(str, range(self._load.entities))), tuple(map(str, range(self._load.entities)))
 
     async def _unnumbered(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        users = await self._made(schedule.USERS, "/payment/create_user", f"/payment/add_funds/{{}}/{PLENTY}")
-        items = await self._made(schedule.ITEMS, f"/stock/item/create/{PRICE}", f"/stock/add/{{}}/{PLENTY}")
+        users = await self._made(self._load.entities, "/payment/create_user", f"/payment/add_funds/{{}}/{PLENTY}")
+        items = await self._made(self._load.entities, f"/stock/item/create/{PRICE}", f"/stock/add/{{}}/{PLENTY}")
         return users, items
 
     async def _made(self, count: int, create: str, then: str = "") -> tuple[str, ...]:

@@ -253,7 +253,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         name="upgrade",
-        what="all processors, then all web processes, one after the other: SIGTERM, started with another version",
+        what="all processes of the services in turn, web processes last: SIGTERM, started with another version",
         inject=upgrade,
         requirement=within(2.0),
         load_s_max=300.0,

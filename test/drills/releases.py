@@ -13,6 +13,7 @@ from local.profiles import HOST, REPOSITORY, SERVICES
 from local.system import System
 
 PACKAGES = ("common", *SERVICES)
+ROLES = ("snapshotter", "processor", "web")
 READERS_FIRST = ("stock", "payment", "order")
 """Order sends what the others must be able to read; their answers to it are no news to it."""
 VERSION = re.compile(r'checkout_build_info{version="(.*)"}')
@@ -31,23 +32,20 @@ def switch(system: System) -> str:
 
 
 def order(system: System) -> list[str]:
-    """Return all web processes and processors, in the order in which they are replaced."""
+    """Return all processes of the services, in the order in which they are replaced: who writes the log comes last."""
     names = system.names()
     return [
-        name
-        for role in ("processor", "web")
-        for service in READERS_FIRST
-        for name in names
-        if name.startswith(f"{service}-{role}-")
+        name for role in ROLES for service in READERS_FIRST for name in names if name.startswith(f"{service}-{role}")
     ]
 
 
 def running(system: System) -> set[str]:
     """Return the versions that the services' processes run."""
-    ports = [
-        port
-        for service in SERVICES
-        for port in (*system.profile.processor_ports(service), *system.profile.web_ports(service))
-    ]
+    ports = [port for service in SERVICES for port in _ports(system, service)]
     texts = (requests.get(f"http://{HOST}:{port}/metrics", timeout=5).text for port in ports)
     return {version for text in texts for version in VERSION.findall(text)}
+
+
+def _ports(system: System, service: str) -> tuple[int, ...]:
+    profile = system.profile
+    return (*profile.processor_ports(service), *profile.web_ports(service), profile.snapshotter_port(service))

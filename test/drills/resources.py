@@ -39,7 +39,7 @@ class Sample(msgspec.Struct, frozen=True, array_like=True):
     @property
     def kind(self) -> str:
         """What it is one of: "order-web", "redis"."""
-        return self.name.rpartition("-")[0] or self.name
+        return self.name.rstrip("0123456789").rstrip("-")
 
 
 class Growth(msgspec.Struct, frozen=True):

@@ -40,7 +40,7 @@ class Chapters:
         self.has_begun = threading.Event()
         self._url = url
         self._seed = seed
-        self._load = Load(rate, CHAPTER_S + OVERDUE_S, AT_ONCE, ENTITIES, is_alone=False)
+        self._load = Load(rate, CHAPTER_S + OVERDUE_S, ENTITIES, AT_ONCE, is_alone=False)
         self._folder = folder
         self._is_over = threading.Event()
         self._checks: list[Future[Explained]] = []

@@ -16,7 +16,7 @@ from drills.measure import Request, Span, failure_of, measure, requests_of, thro
 from drills.records import Record, load
 from drills.requirement import Outcome, missed, of_controller
 from drills.scene import Scene
-from drills.schedule import Load
+from drills.schedule import ENTITIES, Load
 from drills.well import time_until_well
 
 from local.system import System
@@ -38,6 +38,8 @@ class Plan(msgspec.Struct, frozen=True):
     """Of the load before the fault, warm-up included: for what is measured before it."""
     tail_s: float = 2.0
     """Of the load after the system is well again."""
+    entities: int = ENTITIES
+    """So many users, and so many items."""
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -132,7 +134,8 @@ def drill(system: System, fault: Fault, plan: Plan, number: int, say: Say) -> tu
     run = Run(scene, fault, plan, number)
     scene.random.seed(run.seed)
     path = system.profile.run / "drill.jsonl"
-    with crowd(system.gateway_url, run.seed, Load(plan.rate, max(plan.seconds, fault.load_s_max)), path) as clients:
+    how_much = Load(plan.rate, max(plan.seconds, fault.load_s_max), plan.entities)
+    with crowd(system.gateway_url, run.seed, how_much, path) as clients:
         say("set-up")
         clients.hear("ready")
         under_load(run, clients, say)

@@ -18,6 +18,9 @@ KEY_RATE = 0.6
 REPEAT_RATE = 0.2
 """Of those with a key: asked twice, though nothing went wrong."""
 REPEAT_AFTER_MAX_S = 1.5
+ENTITIES = 600
+"""So many that even 80 s without answers leave few calls at once on each: the checker tries those in any order, and
+gave up with 250 after four minutes."""
 POOR = SCARCE = 12
 BASKETS = 60
 PLENTY = 10**9
@@ -33,11 +36,10 @@ class Load(msgspec.Struct, frozen=True):
 
     rate: float
     seconds_max: float
+    entities: int
+    """So many users, and so many items."""
     at_once: int = 24
     """So many clients make the town, and look at it in the end."""
-    entities: int = 600
-    """So many users and so many items that even 80 s without answers leave few calls at once on each: the checker tries
-    those in any order (with 250 of each it gave up, after four minutes)."""
     is_alone: bool = True
     """Nobody else is loading: users and items may be numbered, which is quicker, and replaces those of before."""
 

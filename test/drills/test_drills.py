@@ -16,7 +16,7 @@ from drills.well import time_until_well
 
 from local.system import System
 
-PLAN = Plan(rate=40.0, seconds=7.0, seed=1, lead_s=3.0, tail_s=1.0)
+PLAN = Plan(rate=40.0, seconds=7.0, seed=1, lead_s=3.0, tail_s=1.0, entities=150)
 WAITED_FOR = Requirement(failures=frozenset({"503"}), is_503_late=True)
 
 pytestmark = pytest.mark.slow

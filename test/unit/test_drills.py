@@ -26,7 +26,7 @@ TOWN = Town(
     orders=("o0", "o1", "o2"),
     baskets=("b1",),
 )
-LOAD = Load(rate=50, seconds_max=10)
+LOAD = Load(rate=50, seconds_max=10, entities=2)
 FAULT = 10.0
 OVERCHARGED = {"invariant": "I3", "kind": "overcharged"}
 

@@ -91,9 +91,8 @@ def soak_(profile: str, **plan: float) -> None:
     """Load for long, a single fault every now and then; write reports/soak/<date>-<seed>/index.html."""
     how = soak.Plan(minutes=plan["minutes"], rate=plan["rate"], seed=int(plan["seed"]))
     folder = new_folder("soak", how.seed)
-    with ground(System(profile)) as where, progress() as bar:
-        task = bar.add_task("soak", total=None, step="set-up")
-        result = soak.soak(where.system, how, folder, lambda step: bar.update(task, step=step))
+    with ground(System(profile)) as where:
+        result = soak.soak(where.system, how, folder, console.print)
     soak_report.write(result, commit(), folder)
     console.print(*soak_report.tables(result))
     console.print("Not as required: " + escape("; ".join(result.missed)) if result.missed else "As required.")

@@ -24,7 +24,7 @@ CHAPTER_S = 120.0
 """Of a crowd's load, before the next one begins to make its town."""
 OVERDUE_S = 300.0
 """So much longer a crowd can ask, if making the next town takes long."""
-AT_ONCE = 3
+AT_ONCE = 8
 """Clients of a crowd that make their town, and look at it in the end: beside the load of another."""
 ENTITIES = 250
 """Made one by one, so they are fewer than in a drill; a single fault leaves few calls without an answer."""
@@ -57,7 +57,7 @@ class Chapters:
             asking.go()
             self.has_begun.set()
             for number in count():
-                following = None if self._is_over.wait(CHAPTER_S) else self._ready(crowds, number + 1)
+                following = self._following(crowds, number + 1)
                 asking.tell("enough")
                 if following is not None:
                     following.go()
@@ -68,6 +68,11 @@ class Chapters:
                     break
                 asking = following
             return [check.result() for check in self._checks]
+
+    def _following(self, crowds: ExitStack, number: int) -> Crowd | None:
+        """Return the next crowd when it is time for it; None when the load is over."""
+        following = None if self._is_over.wait(CHAPTER_S) else self._ready(crowds, number)
+        return None if self._is_over.is_set() else following
 
     def _ready(self, crowds: ExitStack, number: int) -> Crowd:
         """Return a crowd that has made its town."""

@@ -142,8 +142,13 @@ def _strikes(system: System, plan: Plan, start: float, asking: Future[list[Expla
         time.sleep(max(due - time.monotonic(), 0.0))
         due = time.monotonic() + random.uniform(*PAUSE_S)
         name = random.choice(chosen(random.choice(KINDS))).name
-        say(f"{(time.monotonic() - start) / 60:.0f} min: {name}")
-        yield _strike(system, name, random.getrandbits(64))
+        strike = _strike(system, name, random.getrandbits(64))
+        minutes, well = (
+            (strike.span.began - start) / 60,
+            "not well" if strike.well_s is None else f"{strike.well_s:.1f} s",
+        )
+        say(f"{minutes:5.1f} min: {name}, well again after {well}: {'; '.join(text for _, text in strike.notes)}")
+        yield strike
     time.sleep(max(until - time.monotonic(), 0.0))
 
 

@@ -177,8 +177,10 @@ def _retry_after_s(answer: Answer) -> float | None:
 
 
 async def _told(word: str) -> None:
-    """Wait for a line on the standard input."""
+    """Wait for a line on the standard input; end when there is nobody any more who could write one."""
     line = await asyncio.to_thread(sys.stdin.readline)
+    if not line:
+        sys.exit()
     assert line.strip() == word, f"told {line!r}, not {word!r}"
 
 

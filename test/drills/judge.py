@@ -15,7 +15,7 @@ from histories.checker import check
 from local.profiles import REPOSITORY
 from local.system import System
 
-AUDIT_TIMEOUT_S = 300
+AUDIT_TIMEOUT_S = 1800
 
 
 class Explained(msgspec.Struct, frozen=True):

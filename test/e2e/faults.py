@@ -3,8 +3,9 @@
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
+import psutil
 from e2e.client import TIMEOUT_S
 from redis import Redis
 from redis.crc import key_slot
@@ -30,14 +31,24 @@ def kill(system: System, name: str) -> None:
 
 @contextmanager
 def frozen(system: System, *names: str) -> Iterator[None]:
-    """Stop processes in the middle of whatever they do; afterwards they go on as if nothing had happened."""
-    for name in names:
-        system.kill(name, signal.SIGSTOP)
+    """Stop processes in the middle of whatever they do, and their children: gunicorn's is the one that serves.
+
+    Afterwards they go on as if nothing had happened; who has been killed meanwhile does not.
+    """
+    stopped = [process for name in names for process in _family(system.pid(name))]
+    for process in stopped:
+        process.suspend()
     try:
         yield
     finally:
-        for name in names:
-            system.kill(name, signal.SIGCONT)
+        for process in stopped:
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    itself = psutil.Process(pid)
+    return [itself, *itself.children(recursive=True)]
 
 
 def node_at(system: System, port: int) -> str:

@@ -47,7 +47,7 @@ simulate: bootstrap ## Simulate the whole system from SEEDS=2000 seeds, or from 
 planted: bootstrap ## Plant every known kind of bug and count the seeds until the simulation finds it
 	@PYTHONPATH=test $(PYTHON) -m simulation planted --write docs/architecture.md
 
-drills: bootstrap ## Lose processes, Redis nodes and brokers under load (FAULT=redis RUNS=20 SECONDS=18 SEED=1)
+drills: bootstrap ## Lose processes, Redis nodes and brokers under load (FAULT=redis RUNS=20 SECONDS=10 SEED=1)
 	@PYTHONPATH=test $(PYTHON) -m drills run $(if $(FAULT),--fault $(FAULT)) $(if $(RUNS),--runs $(RUNS)) \
 		$(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
 

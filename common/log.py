@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, Protocol
 from uuid import uuid4
 
@@ -559,12 +559,18 @@ class SnapshotTopics:
         async with a_tail(self._settings, _beside(partition, MANIFESTS)) as tail:
             return await _all(tail, 0)
 
-    async def chunks(self, partition: str, offsets: list[int]) -> AsyncIterator[Record | None]:
-        """Yield the chunk at each offset; None for one that is not there, deleted or not written."""
+    async def chunks(self, partition: str, offsets: list[int]) -> AsyncGenerator[Record | None, None]:
+        """Yield the chunk at each offset; None for one that is not there, deleted or not written.
+
+        One that is there and does not come is no reason to take an older snapshot: LogFailed.
+        """
         async with a_tail(self._settings, _beside(partition, SNAPSHOTS)) as tail:
             first, end = await tail.bounds()
             for offset in offsets:
-                yield await tail.read(offset) if first <= offset < end else None
+                chunk = await tail.read(offset) if first <= offset < end else None
+                if chunk is None and first <= offset < end:
+                    raise LogFailed(f"chunk {offset} of {partition} does not come")
+                yield chunk
 
     async def trim(self, partition: str, position: int, chunk: int, manifest: int) -> None:
         """Delete what is below these offsets: records of the inbox, chunks, manifests.  In this order."""

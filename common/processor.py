@@ -23,6 +23,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import aclosing
 from functools import partial
 from typing import Any, Protocol
 
@@ -233,7 +234,8 @@ class Partition:
             if manifest.position <= position:
                 break
             try:
-                await self._store.restore(self.name, position, manifest, snapshots.read(self.name, manifest))
+                async with aclosing(snapshots.read(self.name, manifest)) as chunks:
+                    await self._store.restore(self.name, position, manifest, chunks)
             except Unreadable as why:
                 logger.warning("a snapshot cannot be read", partition=self.name, why=str(why))
             else:

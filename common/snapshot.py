@@ -12,7 +12,8 @@ them.  common.snapshotter takes snapshots, common.processor restores them.  Wher
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
 from typing import Protocol
 
 import msgspec
@@ -23,7 +24,7 @@ from common.messages import checksum, encode
 from common.watchdog import beat
 
 CHUNK_BYTES = 500_000
-"""Kafka refuses records over 1 MB; a field is much smaller."""
+"""A chunk has so much, or one field, which is no larger than the record that it came from (RECORD_BYTES_MAX)."""
 KEPT = 2
 """Readable snapshots that are kept, and with them the log from the oldest of them on."""
 
@@ -31,7 +32,7 @@ logger = structlog.get_logger()
 
 
 class Unreadable(Exception):
-    """A snapshot of which a chunk is missing, or is not what was written."""
+    """A snapshot of which a chunk or a field is missing, or is not what was written."""
 
 
 class Chunk(msgspec.Struct, frozen=True, array_like=True, tag="chunk", forbid_unknown_fields=True):
@@ -67,7 +68,7 @@ class SnapshotLog(Protocol):
         """Return the manifests that there are, in the order of their offsets."""
         ...
 
-    def chunks(self, partition: str, offsets: list[int]) -> AsyncIterator[Record | None]:
+    def chunks(self, partition: str, offsets: list[int]) -> AsyncGenerator[Record | None, None]:
         """Yield the chunk at each offset; None for one that is not there."""
         ...
 
@@ -85,14 +86,20 @@ class Snapshots:
         """Return the manifests, by falling position.  Whether their chunks are all there is seen by reading them."""
         return [manifest for _, manifest in await self._newest_first(partition)]
 
-    async def read(self, partition: str, manifest: Manifest) -> AsyncIterator[dict[str, bytes]]:
-        """Yield the fields, chunk by chunk; raise Unreadable at one that is missing or not what was written."""
+    async def read(self, partition: str, manifest: Manifest) -> AsyncGenerator[dict[str, bytes], None]:
+        """Yield the fields, chunk by chunk; raise Unreadable where something is missing or not what was written."""
         crcs = dict(manifest.chunks)
-        async for record in self._log.chunks(partition, list(crcs)):
-            beat()
-            if record is None or checksum(record.value) != crcs[record.offset]:
-                raise Unreadable(f"a chunk of the snapshot of {partition} at {manifest.position}")
-            yield _chunk.decode(record.value).fields
+        missing = manifest.field_count
+        async with aclosing(self._log.chunks(partition, list(crcs))) as chunks:
+            async for record in chunks:
+                beat()
+                if record is None or checksum(record.value) != crcs[record.offset]:
+                    raise Unreadable(f"a chunk of the snapshot of {partition} at {manifest.position}")
+                fields = _chunk.decode(record.value).fields
+                missing -= len(fields)
+                yield fields
+        if missing:
+            raise Unreadable(f"the snapshot of {partition} at {manifest.position} lacks {missing} fields")
 
     async def take(self, partition: str, position: int, header: bytes, fields: dict[str, bytes]) -> None:
         """Write a snapshot, then delete what no snapshot worth keeping needs."""
@@ -107,24 +114,23 @@ class Snapshots:
 
     async def _trim(self, partition: str) -> None:
         """Delete what is below the second newest snapshot that can be read back."""
-        kept: list[tuple[int, Manifest]] = []
+        kept: dict[int, tuple[int, Manifest]] = {}  # by position: one that was appended twice is one
         for offset, manifest in await self._newest_first(partition):
-            if await self._is_readable(partition, manifest):
-                kept.append((offset, manifest))
+            if manifest.position not in kept and await self._is_readable(partition, manifest):
+                kept[manifest.position] = (offset, manifest)
             if len(kept) == KEPT:
-                chunk = min(offset for _, manifest in kept for offset, _ in manifest.chunks)
-                return await self._log.trim(partition, kept[-1][1].position, chunk, min(offset for offset, _ in kept))
+                chunk = min(offset for _, manifest in kept.values() for offset, _ in manifest.chunks)
+                return await self._log.trim(partition, min(kept), chunk, min(offset for offset, _ in kept.values()))
         return None
 
     async def _is_readable(self, partition: str, manifest: Manifest) -> bool:
-        count = 0
         try:
-            async for fields in self.read(partition, manifest):
-                count += len(fields)
+            async for _ in self.read(partition, manifest):
+                pass
         except Unreadable as why:
             logger.warning("a snapshot cannot be read", partition=partition, why=str(why))
             return False
-        return count == manifest.field_count
+        return True
 
     async def _newest_first(self, partition: str) -> list[tuple[int, Manifest]]:
         records = await self._log.manifests(partition)
@@ -137,10 +143,10 @@ def _chunks(fields: dict[str, bytes]) -> Iterator[bytes]:
     chunk: dict[str, bytes] = {}
     size = 0
     for field, value in fields.items():
-        chunk[field] = value
         size += len(field) + len(value)
-        if size > CHUNK_BYTES:
+        if chunk and size > CHUNK_BYTES:
             yield encode(Chunk(chunk))
-            chunk, size = {}, 0
+            chunk, size = {}, len(field) + len(value)
+        chunk[field] = value
     if chunk or not fields:
         yield encode(Chunk(chunk))

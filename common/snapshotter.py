@@ -21,14 +21,14 @@ from common.decision import Machine
 from common.fold import BURIED, Codec, DeadLetter, DeadLetters, Folded, Record
 from common.messages import Topology, partitions_of
 from common.processor import DeadLetterBox, Halted, Partition, Store, Tail, World
-from common.snapshot import Manifest, Snapshots, Unreadable
+from common.snapshot import Manifest, Snapshots
 from common.store import Fenced
 from common.watchdog import nurse
 
 LOOK_S = 1.0
 """Having caught up, wait so long before looking where the store is: the longer, the larger and cheaper the batches."""
 PAUSE_S = 60.0
-"""At least so long between two snapshots of one partition."""
+"""At least so long between two snapshots of one partition, also where one could not be finished."""
 
 logger = structlog.get_logger()
 
@@ -112,8 +112,6 @@ class _Memory:
         fields = {"header": manifest.header}
         async for chunk in chunks:
             fields |= chunk
-        if len(fields) != manifest.field_count + 1:
-            raise Unreadable(f"the snapshot of {partition} at {manifest.position} has {len(fields) - 1} fields")
         self._fields = fields
         self._position = self._target = self._snapshot_position = manifest.position
 
@@ -157,9 +155,10 @@ class _Memory:
         now_s = self._real.now_s()
         is_due = self._position - self._snapshot_position >= self._real.records_min
         if is_due and now_s - self._snapshot_s >= PAUSE_S:
+            self._snapshot_s = now_s  # before: one that fails is as large
             fields = self._fields.copy()
             await self._real.snapshots.take(self._name, self._position, fields.pop("header"), fields)
-            self._snapshot_position, self._snapshot_s = self._position, now_s
+            self._snapshot_position = self._position
             telemetry.SNAPSHOT_POSITION.labels(self._name).set(self._position)
 
 

@@ -118,9 +118,31 @@ def test_a_snapshot_with_fewer_fields_than_it_says_is_not_counted() -> None:
     log.manifest_log[PARTITION] = [
         Record(0, NOW_MS, snapshot.encode(snapshot.Manifest(10, b"", manifest.field_count + 1, manifest.chunks)))
     ]
+    with pytest.raises(Unreadable, match="lacks 1 fields"):
+        read(log)
     take(log, 20)
 
     assert log.trimmed == {}
+
+
+def test_a_snapshot_whose_manifest_was_appended_twice_is_counted_once() -> None:
+    """Kafka's clients repeat what they know no answer to."""
+    log = MemorySnapshotLog()
+    take(log, 10, 20)
+    log.trimmed.clear()
+    log.manifest_log[PARTITION].append(Record(2, NOW_MS, log.manifest_log[PARTITION][1].value))
+    take(log, 20)
+
+    assert log.trimmed == {PARTITION: (10, 0, 0)}
+
+
+def test_a_chunk_is_larger_than_the_limit_only_by_one_field() -> None:
+    log = MemorySnapshotLog()
+    fields = {"a": bytes(60), "b": bytes(60), "c": bytes(300), "d": bytes(1)}
+    asyncio.run(Snapshots(log).take(PARTITION, 7, b"header", fields))
+
+    assert read(log) == fields
+    assert [len(chunk.value) > 300 for chunk in log.chunk_log[PARTITION] if chunk] == [False, False, True, False]
 
 
 def test_of_two_snapshotters_the_late_one_does_not_bring_anything_back() -> None:

@@ -12,7 +12,7 @@ up to the test: that is where a simulation puts its crashes, zombies and rollbac
 from __future__ import annotations
 
 import zlib
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from typing import TypeVar
 
 import msgspec
@@ -146,7 +146,7 @@ class MemorySnapshotLog:
     async def manifests(self, partition: str) -> list[Record]:
         return self.manifest_log.get(partition, [])
 
-    async def chunks(self, partition: str, offsets: list[int]) -> AsyncIterator[Record | None]:
+    async def chunks(self, partition: str, offsets: list[int]) -> AsyncGenerator[Record | None, None]:
         for offset in offsets:
             yield self.chunk_log[partition][offset]
 

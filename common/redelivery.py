@@ -28,15 +28,16 @@ async def redeliver(machine: Machine, settings: Settings, number: int) -> str:
         dead = await DeadLetterBox(settings, machine.service, producer).at(number)
         if dead is None:
             raise CannotRedeliver(f"there is no dead letter {number}")
-        letter = again(machine, _envelope(machine, dead), dead)
+        letter = again(machine, dead)
         offset = await Publisher(producer).publish(dead.partition, [encode(letter)])
     finally:
         await producer.close()
     return f"dead letter {number} is record {offset} of {dead.partition}"
 
 
-def again(machine: Machine, envelope: Any, dead: DeadLetter) -> Letter[Any]:
+def again(machine: Machine, dead: DeadLetter) -> Letter[Any]:
     """Return the message as it is delivered once more: under its place, so a second time it is a repeat."""
+    envelope = _envelope(machine, dead)
     if not isinstance(envelope, Letter):
         raise CannotRedeliver("a client's request: it was answered with 500, the client has to ask with a new key")
     if machine.excuse(envelope.message):

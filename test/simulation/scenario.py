@@ -18,7 +18,7 @@ from simulation.system import ProcessorProcess, System
 
 from common import new_rules, redelivery
 from common.decision import Arrival, Decision, Machine, Reply, State
-from common.fold import Codec, DeadLetter
+from common.fold import DeadLetter
 from common.log import LogFailed, Publisher
 from common.messages import (
     AskPrice,
@@ -95,10 +95,8 @@ class Upgrade:
                 await self._redeliver(publisher, dead)
 
     async def _redeliver(self, publisher: Publisher, dead: DeadLetter) -> None:
-        record = self._system.log.records[dead.partition][dead.offset]
-        envelope = Codec(self._real).record(record.value).messages[dead.index]  # type: ignore[union-attr]
         try:
-            letter = redelivery.again(self._real, envelope, dead)
+            letter = redelivery.again(self._real, dead)
         except redelivery.CannotRedeliver:
             return
         self._system.injected["redelivery"] += 1

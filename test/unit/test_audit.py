@@ -13,7 +13,6 @@ from audited import (
     fail,
     fill,
     found,
-    last_letter,
     nothing_stored,
     raises_always,
     sold,
@@ -28,10 +27,9 @@ from audit.__main__ import main, tell
 from audit.findings import invariant_of
 from audit.history import EVENTS_MAX
 from common.decision import Arrival, Decision, State
-from common.fold import ATTEMPT_RETENTION_MS, Codec
+from common.fold import ATTEMPT_RETENTION_MS
 from common.messages import (
     AMOUNT_MAX,
-    Batch,
     Done,
     PriceTold,
     RefundUser,
@@ -185,7 +183,7 @@ def test_a_dead_letter_that_was_delivered_again_is_clean() -> None:
     (dead,) = world.buried
     stuck = evidence_of(world)
     is_corrected = True
-    world.log.append(dead.partition, [again(STOCK, last_letter(stuck, dead.partition, ReleaseStock), dead)])
+    world.log.append(dead.partition, [again(STOCK, dead)])
     world.run()
 
     assert audit(evidence_of(world)).findings == ()
@@ -219,9 +217,7 @@ def test_an_answer_that_died_and_was_delivered_again_is_clean(kind: type) -> Non
 def deliver_again(world: World) -> None:
     """Do what a person does about a dead letter."""
     for dead in world.buried:
-        content = Codec(world.machines["order"]).record(world.log.records[dead.partition][dead.offset].value)
-        assert isinstance(content, Batch)
-        world.log.append(dead.partition, [again(ORDER, content.messages[dead.index], dead)])
+        world.log.append(dead.partition, [again(ORDER, dead)])
     world.run()
 
 

@@ -926,8 +926,8 @@ def test_an_outcome_for_somebody_who_asked_earlier_is_told_and_remembered_for_hi
 # --- dead letters that a person delivers again
 
 
-def dead(offset: int, index: int = 0, traceback: str = "") -> DeadLetter:
-    return DeadLetter("stock-0", offset, index, traceback, b"")
+def dead(envelope: Request[Message] | Letter[Message], offset: int, index: int = 0, traceback: str = "") -> DeadLetter:
+    return DeadLetter("stock-0", offset, index, traceback, encode(envelope))
 
 
 def test_a_dead_letter_that_is_delivered_again_is_decided_as_if_it_came_from_its_source() -> None:
@@ -938,7 +938,7 @@ def test_a_dead_letter_that_is_delivered_again_is_decided_as_if_it_came_from_its
     world.run()
     is_corrected = True
 
-    world.log.append("stock-0", [again(STOCK, undo, *world.buried)])
+    world.log.append("stock-0", [again(STOCK, *world.buried)])
     world.run()
 
     assert world.entity(Item, "stock", "apple") == Item(5, 10)
@@ -948,7 +948,7 @@ def test_a_dead_letter_that_is_delivered_again_is_decided_as_if_it_came_from_its
 def test_a_dead_letter_is_delivered_again_under_its_place() -> None:
     undo = letter(2, ReleaseStock("c1", APPLES))
 
-    assert again(STOCK, undo, dead(3, 1)) == Letter("dead-letter-stock-0-3-1", 1, undo.message, "order-0")
+    assert again(STOCK, dead(undo, 3, 1)) == Letter("dead-letter-stock-0-3-1", 1, undo.message, "order-0")
 
 
 def test_two_dead_letters_of_the_same_record_are_both_delivered_again() -> None:
@@ -960,7 +960,7 @@ def test_two_dead_letters_of_the_same_record_are_both_delivered_again() -> None:
     world.run()
     is_corrected = True
 
-    world.log.append("stock-0", [again(STOCK, undo, buried) for undo, buried in zip(undos, world.buried, strict=True)])
+    world.log.append("stock-0", [again(STOCK, buried) for buried in world.buried])
     world.run()
 
     assert world.entity(Item, "stock", "apple") == Item(5, 10)
@@ -972,7 +972,7 @@ def test_a_dead_letter_that_is_delivered_again_twice_is_dropped_as_a_repeat() ->
     world = a_world()
     world.owners["stock-0"].header.counts[STUCK] = 1
     world.log.append("stock-0", [letter(1, ReserveStock("c1", APPLES))])
-    once_more = again(STOCK, letter(2, ReleaseStock("c1", APPLES)), dead(4))
+    once_more = again(STOCK, dead(letter(2, ReleaseStock("c1", APPLES)), 4))
     world.log.append("stock-0", [once_more])
     world.log.append("stock-0", [once_more])
 
@@ -991,7 +991,7 @@ def test_a_message_that_is_on_record_twice_is_delivered_again_only_once() -> Non
     world.owners["stock-0"].header.counts[STUCK] = 2
 
     for traceback in ("the owner's", "the zombie's"):
-        world.log.append("stock-0", [again(STOCK, undo, dead(4, 0, traceback))])
+        world.log.append("stock-0", [again(STOCK, dead(undo, 4, 0, traceback))])
     world.run()
 
     assert world.entity(Item, "stock", "apple") == Item(5, 9, 1)
@@ -1007,7 +1007,7 @@ def test_what_waits_for_a_person_is_counted() -> None:
     stuck = world.owners["stock-0"].header.counts[STUCK]
     is_corrected = True
 
-    world.log.append("stock-0", [again(STOCK, undo, world.buried[1])])
+    world.log.append("stock-0", [again(STOCK, world.buried[1])])
     world.run()
 
     assert (stuck, world.owners["stock-0"].header.counts[STUCK]) == (1, 0)
@@ -1017,7 +1017,7 @@ def test_a_re_delivery_to_a_partition_that_counts_nothing_stuck_is_decided_all_t
     """A state that an older version made has no such count: the partition must not stop for good over it."""
     world = a_world()
     world.log.append("stock-0", [letter(1, ReserveStock("c1", APPLES))])
-    world.log.append("stock-0", [again(STOCK, letter(2, ReleaseStock("c1", APPLES)), dead(4))])
+    world.log.append("stock-0", [again(STOCK, dead(letter(2, ReleaseStock("c1", APPLES)), 4))])
 
     world.run()
 
@@ -1028,9 +1028,9 @@ def test_a_re_delivery_to_a_partition_that_counts_nothing_stuck_is_decided_all_t
 def test_a_dead_letter_that_dies_again_can_be_delivered_again() -> None:
     undo = letter(2, ReleaseStock("c1", APPLES))
 
-    once_more = again(STOCK, undo, dead(3, 1))
+    once_more = again(STOCK, dead(undo, 3, 1))
 
-    assert again(STOCK, once_more, dead(4)) == Letter("dead-letter-stock-0-4-0", 1, undo.message, "order-0")
+    assert again(STOCK, dead(once_more, 4)) == Letter("dead-letter-stock-0-4-0", 1, undo.message, "order-0")
 
 
 @pytest.mark.parametrize(
@@ -1044,7 +1044,7 @@ def test_a_dead_letter_that_dies_again_can_be_delivered_again() -> None:
 )
 def test_what_was_answered_is_not_delivered_again(envelope: Request[Message] | Letter[Message]) -> None:
     with pytest.raises(CannotRedeliver, match="it was answered"):
-        again(STOCK, envelope, dead(3))
+        again(STOCK, dead(envelope, 3))
 
 
 # --- undecodable records

@@ -5,6 +5,7 @@ from __future__ import annotations
 from histories.checker import check
 from histories.model import Operation
 from simulation.log import dead_letters_in
+from simulation.snapshots import snapshots_wrong
 from simulation.system import System
 
 from audit import Evidence, Finding, Kind, PartitionEvidence, audit
@@ -17,7 +18,8 @@ def judge(system: System, history: list[Operation]) -> list[str]:
     if system.lost:
         return [_sentence(finding) for finding in findings if _counts_after_loss(system, finding)]
     violations = [str(violation) for violation in check(history)]
-    return [*map(_sentence, findings), *violations]
+    halts = [f"I6: {halt}, and nothing is wrong with what is stored" for halt in system.halts]
+    return [*map(_sentence, findings), *violations, *halts, *snapshots_wrong(system)]
 
 
 def evidence(system: System) -> Evidence:

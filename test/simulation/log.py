@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from random import Random
 from typing import TypeVar
 
@@ -14,8 +14,9 @@ from simulation.process import EPOCH_S, Lost, Process, Wire
 from simulation.waiting import Waiting
 
 from common.fold import DeadLetter, DeadLetters, Record
-from common.log import LogFailed
+from common.log import MANIFESTS, SNAPSHOTS, LogFailed
 from common.messages import Genesis, Topology, encode, partitions_of
+from common.snapshot import Manifest
 
 T = TypeVar("T")
 
@@ -26,11 +27,15 @@ READ_WAIT_S = 3.0
 
 
 class SimulatedLog:
-    """Brokers: the records of each partition, stamped by clocks that do not agree."""
+    """Brokers: the records of each partition, stamped by clocks that do not agree.
+
+    `records` has the deleted ones too, for whoever judges; who reads gets none below `first`.
+    """
 
     def __init__(self, topology: Topology, random: Random) -> None:
         self._random = random
         self.records: dict[str, list[Record]] = {}
+        self.first: dict[str, int] = {}
         self.is_down: set[str] = set()
         self.epoch: dict[str, int] = {}
         self._waiting = Waiting()
@@ -38,6 +43,8 @@ class SimulatedLog:
             for partition in (*partitions_of(service, topology), f"{service}-dead-letters"):
                 self.records[partition] = []
             for partition in partitions_of(service, topology):
+                self.records[beside(partition, SNAPSHOTS)] = []
+                self.records[beside(partition, MANIFESTS)] = []
                 self.append(partition, encode(Genesis(f"{partition}-{random.getrandbits(32):08x}")))
 
     def append(self, partition: str, value: bytes) -> int:
@@ -53,15 +60,31 @@ class SimulatedLog:
 
     def end(self, partition: str) -> int:
         """Return the offset of the next record to come."""
+        return self.bounds(partition)[1]
+
+    def bounds(self, partition: str) -> tuple[int, int]:
+        """Return the offsets of the first record and of the next one to come."""
         if partition in self.is_down:
             raise Lost
-        return len(self.records[partition])
+        return self.first.get(partition, 0), len(self.records[partition])
 
     def after(self, partition: str, position: int, records_max: int) -> list[Record]:
-        """Return the records from `position` on; beyond the end there is no position to read from."""
-        if partition in self.is_down or position > len(self.records[partition]):
+        """Return the records from `position` on; outside the bounds there is no position to read from."""
+        first, end = self.bounds(partition)
+        if not first <= position <= end:
             raise Lost
         return self.records[partition][position : position + records_max]
+
+    def offered(self, partition: str) -> list[Record]:
+        """Return the records that are not deleted."""
+        return self.records[partition][self.first.get(partition, 0) :]
+
+    def trim(self, partition: str, below: int) -> None:
+        """Delete the records below an offset, unless they are deleted already."""
+        first, end = self.bounds(partition)
+        if below > end:
+            raise Lost
+        self.first[partition] = max(first, below)
 
     def lose(self, partition: str, count: int) -> None:
         """Lose the last records, acknowledged ones too, as Kafka never should.  No connection breaks by it."""
@@ -71,6 +94,19 @@ class SimulatedLog:
         """Return when there is a record at `position`, or after `wait_s`."""
         if len(self.records[partition]) <= position and wait_s > 0.0:
             await self._waiting.wait(partition, wait_s)
+
+
+def beside(partition: str, kind: str) -> str:
+    """Return what has a partition's chunks or manifests."""
+    service, _, number = partition.rpartition("-")
+    return f"{service}-{kind}-{number}"
+
+
+def manifests_in(log: SimulatedLog, partition: str) -> list[Manifest]:
+    """Return the manifests that are not deleted, the newest first."""
+    records = log.offered(beside(partition, MANIFESTS))
+    manifests = [msgspec.msgpack.decode(record.value, type=Manifest) for record in records]
+    return sorted(manifests, key=lambda manifest: manifest.position, reverse=True)
 
 
 def dead_letters_in(records: Iterable[Record], partition: str) -> DeadLetters:
@@ -104,6 +140,10 @@ class SimulatedSender:
         self._wire.note(f"{self._process.name} appended {partition}/{offset}")
         return offset
 
+    def count(self, what: str) -> None:
+        """Count what has come about."""
+        self._wire.injected[what] += 1
+
     async def ask(self, kind: str, partition: str, effect: Callable[[], T]) -> T:
         """Return what a partition's leader answers."""
         try:
@@ -133,7 +173,7 @@ class SimulatedTail:
 
     async def bounds(self) -> tuple[int, int]:
         """Return the offsets of the first record and of the next one to come."""
-        return 0, await self._ask(lambda: self._log.end(self._partition))
+        return await self._ask(lambda: self._log.bounds(self._partition))
 
     def seek(self, offset: int) -> None:
         """Go on with the record at `offset`."""
@@ -210,8 +250,43 @@ class SimulatedDeadLetterBox:
 
 
 class SimulatedSnapshotLog:
-    """One service's snapshots: in the simulation nobody takes any yet."""
+    """One service's snapshots: chunks and manifests in logs of their own."""
 
-    async def manifests(self, _partition: str) -> list[Record]:
-        """Return none."""
-        return []
+    def __init__(self, sender: SimulatedSender, log: SimulatedLog) -> None:
+        self._sender = sender
+        self._log = log
+
+    async def put_chunk(self, partition: str, chunk: bytes) -> int:
+        """Return the chunk's offset, once it is acknowledged."""
+        return await self._sender.append(beside(partition, SNAPSHOTS), chunk)
+
+    async def put_manifest(self, partition: str, manifest: bytes) -> None:
+        """Return once it is acknowledged."""
+        await self._sender.append(beside(partition, MANIFESTS), manifest)
+
+    async def manifests(self, partition: str) -> list[Record]:
+        """Return the manifests that there are, in the order of their offsets."""
+        place = beside(partition, MANIFESTS)
+        first, end = await self._sender.ask("fetch", place, lambda: self._log.bounds(place))
+        return await self._sender.ask("fetch", place, lambda: self._log.after(place, first, end - first))
+
+    async def chunks(self, partition: str, offsets: list[int]) -> AsyncGenerator[Record | None, None]:
+        """Yield the chunk at each offset; None for one that is not there, deleted or not written."""
+        place = beside(partition, SNAPSHOTS)
+        first, end = await self._sender.ask("fetch", place, lambda: self._log.bounds(place))
+        for offset in offsets:
+            yield await self._chunk(place, offset) if first <= offset < end else None
+
+    async def _chunk(self, place: str, offset: int) -> Record:
+        (record,) = await self._sender.ask("fetch", place, lambda: self._log.after(place, offset, 1))
+        return record
+
+    async def trim(self, partition: str, position: int, chunk: int, manifest: int) -> None:
+        """Delete what is below these offsets: records of the inbox, chunks, manifests.  In this order."""
+        await self._delete(partition, position)
+        self._sender.count("log trimmed")
+        await self._delete(beside(partition, SNAPSHOTS), chunk)
+        await self._delete(beside(partition, MANIFESTS), manifest)
+
+    async def _delete(self, place: str, below: int) -> None:
+        await self._sender.ask("trim", place, lambda: self._log.trim(place, below))

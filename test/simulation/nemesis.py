@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 from random import Random
 
+from simulation.log import beside, manifests_in
 from simulation.process import Process
-from simulation.system import ProcessorProcess, System
+from simulation.system import ProcessorProcess, SnapshotterProcess, System
 
+from common.fold import Record
+from common.log import SNAPSHOTS
 from common.messages import partitions_of
 
 LEAST_S, MOST_S = 0.05, 2.5
@@ -36,7 +39,7 @@ class Nemesis:
         self._system.wire.rates.clear()
         self._system.log.is_down.clear()
         self._system.cluster.down.clear()
-        for process in (*self._system.processors, *self._system.gateway.webs):
+        for process in self._processes():
             process.thaw()
             self._system.cluster.undeceive(process)
         for service in self._system.topology:
@@ -44,6 +47,8 @@ class Nemesis:
                 self._system.start_processor(service)
             if not any(web.service == service for web in self._system.gateway.webs):
                 self._system.start_web(service)
+            if not any(snapshotter.service == service for snapshotter in self._system.snapshotters):
+                self._system.start_snapshotter(service)
             self._system.rebalance(service)
 
     # --- strikes
@@ -79,10 +84,35 @@ class Nemesis:
             web.freeze()
             self._later(web.thaw)
 
+    def kill_snapshotter(self) -> None:
+        """Kill one; it is started again."""
+        snapshotter = self._any_snapshotter()
+        if snapshotter is not None:
+            self._system.kill(snapshotter)
+            self._later(self._system.start_snapshotter, snapshotter.service)
+
+    def freeze_snapshotter(self) -> None:
+        """Stop one for a while."""
+        snapshotter = self._any_snapshotter()
+        if snapshotter is not None:
+            snapshotter.freeze()
+            self._later(snapshotter.thaw)
+
+    def start_snapshotter(self) -> None:
+        """Start one beside the one that there is."""
+        self._system.start_snapshotter(self._random.choice(list(self._system.topology)))
+
+    def spoil_snapshot(self) -> None:
+        """Lose a chunk of the newest snapshot; once a partition, for two that can be read are all that is promised."""
+        partition = self._any_partition()
+        if partition not in self._system.spoilt and self._spoil(partition):
+            self._system.spoilt.add(partition)
+            self._system.injected["snapshot spoilt"] += 1
+
     def own_twice(self) -> None:
         """Let two processors own one partition for a while."""
-        service = self._random.choice(list(self._system.topology))
-        partition = self._random.choice(partitions_of(service, self._system.topology))
+        partition = self._any_partition()
+        service = partition.rpartition("-")[0]
         for process in self._system.members(service):
             process.assign(process.owned | {partition})
         self._later(self._system.rebalance, service)
@@ -94,7 +124,7 @@ class Nemesis:
     def fail_over(self) -> None:
         """Promote a replica that missed the last writes; some processes do not hear of it for a while."""
         number = self._random.randrange(len(self._system.cluster.primaries))
-        missed = self._random.choice((0, 1, 3, 8, 40))
+        missed = self._random.choice((0, 1, 3, 8, 40, 150))
         deceived = [process for process in self._processes() if self._random.random() < 0.3]
         self._system.cluster.fail_over(number, missed, deceived)
         for process in deceived:
@@ -125,9 +155,9 @@ class Nemesis:
 
         Every connection breaks: a tail that stayed connected would read on without noticing (decision 19).
         """
-        partition = self._random.choice([name for name in self._system.log.records if "dead" not in name])
+        partition = self._any_partition()
         count = self._random.randint(1, 5)
-        if len(self._system.log.records[partition]) > count:
+        if len(self._system.log.offered(partition)) > count:
             end = len(self._system.log.records[partition])
             self._system.lost[partition] = range(end - count, end)
             self._system.log.lose(partition, count)
@@ -142,8 +172,25 @@ class Nemesis:
     def _any_processor(self) -> ProcessorProcess | None:
         return self._random.choice(self._system.processors) if self._system.processors else None
 
+    def _any_snapshotter(self) -> SnapshotterProcess | None:
+        return self._random.choice(self._system.snapshotters) if self._system.snapshotters else None
+
+    def _any_partition(self) -> str:
+        service = self._random.choice(list(self._system.topology))
+        return self._random.choice(partitions_of(service, self._system.topology))
+
+    def _spoil(self, partition: str) -> bool:
+        """Put another record in place of a chunk; return False if there is no snapshot."""
+        manifests = manifests_in(self._system.log, partition)
+        if not manifests:
+            return False
+        offset, _ = self._random.choice(manifests[0].chunks)
+        chunks = self._system.log.records[beside(partition, SNAPSHOTS)]
+        chunks[offset] = Record(offset, chunks[offset].timestamp_ms, b"another")
+        return True
+
     def _processes(self) -> list[Process]:
-        return [*self._system.processors, *self._system.gateway.webs]
+        return [*self._system.processors, *self._system.gateway.webs, *self._system.snapshotters]
 
     def _restart_processor(self, service: str) -> None:
         self._system.start_processor(service)
@@ -165,5 +212,9 @@ STRIKES = (
     Nemesis.store_outage,
     Nemesis.log_outage,
     Nemesis.break_connections,
+    Nemesis.kill_snapshotter,
+    Nemesis.freeze_snapshotter,
+    Nemesis.start_snapshotter,
+    Nemesis.spoil_snapshot,
 )
-STRIKE_WEIGHTS = (4, 3, 3, 1, 3, 1, 4, 1, 1, 1, 1)
+STRIKE_WEIGHTS = (4, 3, 3, 1, 3, 1, 4, 2, 1, 1, 1, 1, 1, 1, 1)

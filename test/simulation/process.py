@@ -79,10 +79,15 @@ class Process:
         return EPOCH_S + asyncio.get_running_loop().time() + self._clock_error_s
 
 
+def current() -> Process | None:
+    """Return the process that this code runs in."""
+    return _process.get(None)
+
+
 def adopt(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T], **options: Any) -> asyncio.Task[T]:
     """Make a task, as a loop's task factory; it belongs to the process that makes it."""
     task = asyncio.Task(work, loop=loop, **options)
-    process = _process.get(None)
+    process = current()
     if process is not None:
         process.tasks[task] = None
         task.add_done_callback(process.tasks.pop)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -18,11 +18,11 @@ from simulation import loop
 from simulation.clients import Client, Shop, buy, look_at_all, open_numbered_shop, open_shop
 from simulation.judge import judge
 from simulation.nemesis import Nemesis
-from simulation.process import adopt
+from simulation.process import adopt, current
 from simulation.scenario import RulesUpgrade, Upgrade, faulty, ignorant
 from simulation.system import System
 
-from common import batch_init, fold
+from common import batch_init, fold, snapshot, snapshotter, telemetry
 from common.messages import Topology
 
 SETTLE_POLL_S = 0.5
@@ -35,7 +35,7 @@ TOPOLOGIES: tuple[Topology, ...] = (
     {"order": 2, "stock": 2, "payment": 1},
     {"order": 1, "stock": 2, "payment": 2},
 )
-CALLS = ("send", "fetch", "end", "read", "apply", "reply")
+CALLS = ("send", "fetch", "end", "read", "apply", "reply", "fill", "restore", "trim")
 RATES = (0.0, 0.01, 0.05, 0.2)
 
 
@@ -61,7 +61,8 @@ class Simulation:
 
     def run(self) -> Verdict:
         """Return the verdict."""
-        with _logging_to(self.note if self._traces else None), _short_times():
+        halted = patch.object(telemetry, "HALTED", _Halted(self._note_halt))
+        with _logging_to(self.note if self._traces else None), _short_times(), halted:
             try:
                 loop.run(self._live(), self._on_error)
             except (loop.Deadlock, loop.Endless) as why:
@@ -140,8 +141,31 @@ class Simulation:
         if not self._system.lost:
             self.verdict.violations += [f"I7: {found}" for found in self._system.open()]
 
+    def _note_halt(self, partition: str) -> None:
+        process = current()
+        if process is not None:
+            self._system.note_halt(process, partition)
+
     def _on_error(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         self.verdict.violations.append(f"a task failed: {context.get('message')}: {context.get('exception')!r}")
+
+
+class _Halted:
+    """Stands where the gauge of halted partitions is."""
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self._note = note
+        self._partition = ""
+
+    def labels(self, partition: str) -> _Halted:
+        """Return it for a partition."""
+        self._partition = partition
+        return self
+
+    def set(self, value: int) -> None:
+        """Note what is set to 1."""
+        if value:
+            self._note(self._partition)
 
 
 class _Clock:
@@ -162,6 +186,9 @@ def _short_times() -> Iterator[None]:
         patch.object(fold, "ATTEMPT_RETENTION_MS", 12_000),
         patch.object(fold, "COMMAND_AGE_MAX_MS", 2_000),
         patch.object(batch_init, "CHUNK_ENTITIES", 2),
+        patch.object(snapshot, "CHUNK_BYTES", 300),
+        patch.object(snapshotter, "LOOK_S", 0.1),
+        patch.object(snapshotter, "PAUSE_S", 0.3),
     ):
         yield
 

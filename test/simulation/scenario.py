@@ -74,7 +74,14 @@ class Upgrade:
         for process in [process for process in self._system.processors if process.service == self._service]:
             self._system.kill(process, loses_buffers=True)
             self._system.start_processor(self._service)
+        self._replace_snapshotters()
         self._system.rebalance(self._service)
+
+    def _replace_snapshotters(self) -> None:
+        """Have the new code compare: the old one may not know what is to come."""
+        for snapshotter in [each for each in self._system.snapshotters if each.service == self._service]:
+            self._system.kill(snapshotter)
+        self._system.start_snapshotter(self._service)
 
     async def finish(self) -> None:
         """Do what is left for a person to do, once the real code runs."""
@@ -119,6 +126,7 @@ class RulesUpgrade(Upgrade):
     def deploy(self) -> None:
         """Replace every processor in its own time, none waits for the others."""
         self._system.processor_machines[self._service] = self._next
+        self._replace_snapshotters()
         loop = asyncio.get_running_loop()
         for process in [process for process in self._system.processors if process.service == self._service]:
             loop.call_later(self._random.uniform(0.0, ROLL_OUT_S), self._replace, process)

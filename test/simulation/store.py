@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
+import itertools
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from typing import TypeVar
 from zlib import crc32
 
 from simulation.process import Lost, Process, Wire
@@ -10,8 +15,10 @@ from simulation.waiting import Waiting
 
 from common.fold import Folded
 from common.messages import Told
-from common.store import REPLY_WAIT_S, Fenced, StoreFailed
+from common.snapshot import Manifest
+from common.store import FILL_LIFE_MS, REPLY_WAIT_S, Fenced, StoreFailed
 
+T = TypeVar("T")
 Place = tuple[str, str]
 """A partition and a web process: between them there is a list of replies."""
 
@@ -34,14 +41,45 @@ class Pop:
     told: list[Told]
 
 
+@dataclass(frozen=True)
+class Fill:
+    """What was added to a temporary hash."""
+
+    temporary: str
+    fields: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Restore:
+    """Where a restore put a temporary hash, and what was there before."""
+
+    partition: str
+    position: int
+    before: dict[str, bytes] | None
+    temporary: str
+
+
+class Incomplete(Exception):
+    """The temporary hash has not as many fields as it should have."""
+
+
+@dataclass
+class Temporary:
+    """A snapshot that is being restored, until its time is over."""
+
+    fields: dict[str, bytes]
+    until_s: float
+
+
 class Primary:
-    """One Redis primary: hashes and reply lists of its partitions.  `apply` is fenced as apply.lua is."""
+    """One Redis primary: hashes and reply lists of its partitions.  Writes are fenced as the scripts' are."""
 
     def __init__(self) -> None:
         self.hashes: dict[str, dict[str, bytes]] = {}
         self.positions: dict[str, int] = {}
         self.replies: dict[Place, list[list[Told]]] = {}
-        self._writes: list[Apply | Pop] = []
+        self.temporaries: dict[str, Temporary] = {}
+        self._writes: list[Apply | Pop | Fill | Restore] = []
         self._waiting = Waiting()
 
     def read(self, partition: str, fields: list[str]) -> tuple[int, list[bytes | None]]:
@@ -59,6 +97,29 @@ class Primary:
         for web_id, told in replies.items():
             self._push((partition, web_id), told)
         return folded.end
+
+    def fill(self, temporary: str, fields: dict[str, bytes]) -> None:
+        """Add fields to a temporary hash, which vanishes by itself if nobody puts it in its place."""
+        now_s = asyncio.get_running_loop().time()
+        there = self.temporaries.get(temporary)
+        kept = there.fields if there is not None and now_s < there.until_s else {}
+        self.temporaries[temporary] = Temporary(kept | fields, now_s + FILL_LIFE_MS / 1000)
+        self._writes.append(Fill(temporary, fields))
+
+    def restore(self, partition: str, expected: int, temporary: str, manifest: Manifest) -> int:
+        """Put a temporary hash in place of a partition that stands at `expected`; return where it stands."""
+        position = self.positions.get(partition, 0)
+        if position != expected:
+            return position
+        there = self.temporaries.get(temporary)
+        if there is None or asyncio.get_running_loop().time() >= there.until_s:
+            raise Incomplete
+        if len(there.fields) != manifest.field_count + 1:
+            raise Incomplete
+        del self.temporaries[temporary]
+        self._writes.append(Restore(partition, position, self.hashes.get(partition), temporary))
+        self.hashes[partition], self.positions[partition] = dict(there.fields), manifest.position
+        return manifest.position
 
     def pop(self, place: Place) -> list[Told]:
         """Take what one apply pushed, an empty list when there is nothing."""
@@ -78,6 +139,7 @@ class Primary:
         replica = Primary()
         replica.hashes = {partition: dict(stored) for partition, stored in self.hashes.items()}
         replica.positions = dict(self.positions)
+        replica.temporaries = copy.deepcopy(self.temporaries)
         replica.replies = {place: list(pushed) for place, pushed in self.replies.items()}
         kept = max(len(self._writes) - missed, 0)
         for write in reversed(self._writes[kept:]):
@@ -97,7 +159,7 @@ class Primary:
         _set(stored, folded.changes)
         self.positions[partition] = folded.end
 
-    def _undo(self, write: Apply | Pop) -> None:
+    def _undo(self, write: Apply | Pop | Fill | Restore) -> None:
         match write:
             case Apply():
                 _set(self.hashes[write.partition], write.before)
@@ -106,6 +168,15 @@ class Primary:
                     self.replies[place].pop()
             case Pop():
                 self.replies[write.place].insert(0, write.told)
+            case Fill():
+                for field in write.fields:
+                    self.temporaries[write.temporary].fields.pop(field, None)
+            case Restore():
+                until_s = asyncio.get_running_loop().time() + FILL_LIFE_MS / 1000
+                self.temporaries[write.temporary] = Temporary(self.hashes.pop(write.partition), until_s)
+                self.positions[write.partition] = write.position
+                if write.before is not None:
+                    self.hashes[write.partition] = write.before
 
     def _push(self, place: Place, told: list[Told]) -> None:
         self.replies.setdefault(place, []).append(told)
@@ -126,6 +197,7 @@ class Cluster:
     def __init__(self, count: int) -> None:
         self.primaries = [Primary() for _ in range(count)]
         self.down: set[int] = set()
+        self.restores = itertools.count()
         self._views: dict[tuple[Process, int], Primary] = {}
 
     def number_of(self, partition: str) -> int:
@@ -186,13 +258,37 @@ class SimulatedStore:
         def effect() -> int:
             return self._primary(partition).apply(partition, folded, with_replies=with_replies)
 
-        try:
-            stored = await self._wire.call(self._process, "apply", effect)
-        except Lost as why:
-            raise StoreFailed(f"apply {partition}") from why
+        stored = await self._write("apply", partition, effect)
         self._wire.note(f"{self._process.name} applied {partition} {folded.start}..{folded.end}, stands at {stored}")
         if stored != folded.end:
             raise Fenced(partition, folded.start, stored)
+
+    async def restore(
+        self, partition: str, expected: int, manifest: Manifest, chunks: AsyncIterator[dict[str, bytes]]
+    ) -> None:
+        """Put a snapshot in place of a partition that stands at `expected`, or raise Fenced."""
+        temporary = f"{partition}:restore:{next(self._cluster.restores)}"
+        await self._fill(partition, temporary, {"header": manifest.header})
+        async for fields in chunks:
+            await self._fill(partition, temporary, fields)
+
+        def effect() -> int:
+            return self._primary(partition).restore(partition, expected, temporary, manifest)
+
+        stored = await self._write("restore", partition, effect)
+        self._wire.note(f"{self._process.name} restored {partition} to {manifest.position}, stands at {stored}")
+        if stored != manifest.position:
+            raise Fenced(partition, expected, stored)
+        self._wire.injected["restored from a snapshot"] += 1
+
+    async def _fill(self, partition: str, temporary: str, fields: dict[str, bytes]) -> None:
+        await self._write("fill", partition, lambda: self._primary(partition).fill(temporary, fields))
+
+    async def _write(self, kind: str, partition: str, effect: Callable[[], T]) -> T:
+        try:
+            return await self._wire.call(self._process, kind, effect)
+        except (Lost, Incomplete) as why:
+            raise StoreFailed(f"{kind} {partition}: {why!r}") from why
 
     async def memory_share(self, partition: str) -> float:
         """Memory is never short here."""

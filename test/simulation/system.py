@@ -19,6 +19,7 @@ from common.log import Publisher
 from common.messages import Topology, partitions_of
 from common.processor import Processor, World
 from common.snapshot import Snapshots
+from common.snapshotter import Snapshotter, Surroundings
 from order.domain import MACHINE as ORDER
 from payment.domain import MACHINE as PAYMENT
 from stock.domain import MACHINE as STOCK
@@ -26,6 +27,7 @@ from stock.domain import MACHINE as STOCK
 WEBS = 2
 PROCESSORS = 2
 PRIMARIES = 2
+SNAPSHOT_RECORDS = (3, 10, 30)
 CLOCK_ERROR_S = 0.8
 REBALANCE_S = 0.4
 
@@ -44,7 +46,7 @@ class ProcessorProcess(Process):
             publisher=Publisher(sender),
             store=SimulatedStore(system.cluster, system.wire, self),
             dead_letters=SimulatedDeadLetterBox(sender, system.log, machine.service),
-            snapshots=Snapshots(SimulatedSnapshotLog()),
+            snapshots=Snapshots(SimulatedSnapshotLog(sender, system.log)),
             now_s=self.now_s,
             sleep=self.sleep,
         )
@@ -56,6 +58,25 @@ class ProcessorProcess(Process):
         if not self.is_dead:
             self.owned = set(names)
             self.do(self._processor.assign, names)
+
+
+class SnapshotterProcess(Process):
+    """One snapshotter process."""
+
+    def __init__(self, name: str, machine: Machine, system: System) -> None:
+        super().__init__(name, system.clock_error_s())
+        self.service = machine.service
+        sender = SimulatedSender(system.log, system.wire, self)
+        surroundings = Surroundings(
+            tail=lambda partition: SimulatedTail(system.log, system.wire, self, partition),
+            store=SimulatedStore(system.cluster, system.wire, self),
+            dead_letters=SimulatedDeadLetterBox(sender, system.log, machine.service),
+            snapshots=Snapshots(SimulatedSnapshotLog(sender, system.log)),
+            records_min=system.snapshot_records,
+            now_s=self.now_s,
+            sleep=self.sleep,
+        )
+        self.start(Snapshotter(machine, system.topology, surroundings).run())
 
 
 class System:
@@ -73,6 +94,10 @@ class System:
         self.machines = {machine.service: machine for machine in (ORDER, STOCK, PAYMENT)}
         self.processor_machines = dict(self.machines)
         self.processors: list[ProcessorProcess] = []
+        self.snapshotters: list[SnapshotterProcess] = []
+        self.snapshot_records = random.choice(SNAPSHOT_RECORDS)
+        self.spoilt: set[str] = set()
+        self.halts: dict[str, None] = {}
         self.lost: dict[str, range] = {}
         self._started = 0
         self._generations: dict[str, int] = {}
@@ -88,6 +113,7 @@ class System:
                 self.start_web(service)
             for _ in range(PROCESSORS):
                 self.start_processor(service)
+            self.start_snapshotter(service)
             self.rebalance(service)
 
     def start_web(self, service: str) -> None:
@@ -102,6 +128,16 @@ class System:
         """Start a processor, which owns nothing yet."""
         machine = self.processor_machines[service]
         self.processors.append(ProcessorProcess(self._name(f"{service}-processor"), machine, self))
+
+    def start_snapshotter(self, service: str) -> None:
+        """Start a snapshotter, with the processors' code or with what is to replace it."""
+        machine = self.random.choice((self.machines[service], self.processor_machines[service]))
+        self.snapshotters.append(SnapshotterProcess(self._name(f"{service}-snapshotter"), machine, self))
+
+    def note_halt(self, process: Process, partition: str) -> None:
+        """Remember that a snapshotter says that a state is not what its log makes."""
+        if isinstance(process, SnapshotterProcess):
+            self.halts[f"{process.name} halted at {partition}"] = None
 
     def members(self, service: str) -> list[ProcessorProcess]:
         """Return the processors that the group knows of."""
@@ -130,6 +166,7 @@ class System:
         """Kill a process; what it has in its buffers is lost, or arrives later."""
         process.kill(loses_buffers=self.random.random() < 0.5 if loses_buffers is None else loses_buffers)
         self.processors = [processor for processor in self.processors if not processor.is_dead]
+        self.snapshotters = [snapshotter for snapshotter in self.snapshotters if not snapshotter.is_dead]
         self.gateway.webs = [web for web in self.gateway.webs if not web.is_dead]
 
     def is_settled(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable
+from dataclasses import dataclass
 from random import Random
 from typing import TypeVar
 
@@ -20,10 +21,30 @@ from common.snapshot import Manifest
 
 T = TypeVar("T")
 
+
+@dataclass(frozen=True)
+class Seen:
+    """What a snapshotter could see of a partition's snapshots, when it asked for them."""
+
+    manifests: int
+    first_chunk: int
+    at_s: float
+
+
+@dataclass(frozen=True)
+class Trim:
+    """What is to be deleted, below `position`, and what that is founded on."""
+
+    partition: str
+    position: int
+    seen: Seen
+
+
 CLOCKS_DIFFER_MS = 40
 REQUEST_BYTES_MAX = 1 << 20
 """What aiokafka's producer takes at most."""
 READ_WAIT_S = 3.0
+SPOILT = b"another record, where a chunk was"
 
 
 class SimulatedLog:
@@ -36,6 +57,7 @@ class SimulatedLog:
         self._random = random
         self.records: dict[str, list[Record]] = {}
         self.first: dict[str, int] = {}
+        self.trims: list[Trim] = []
         self.is_down: set[str] = set()
         self.epoch: dict[str, int] = {}
         self._waiting = Waiting()
@@ -102,9 +124,8 @@ def beside(partition: str, kind: str) -> str:
     return f"{service}-{kind}-{number}"
 
 
-def manifests_in(log: SimulatedLog, partition: str) -> list[Manifest]:
-    """Return the manifests that are not deleted, the newest first."""
-    records = log.offered(beside(partition, MANIFESTS))
+def manifests_in(records: Iterable[Record]) -> list[Manifest]:
+    """Return the manifests, the newest first."""
     manifests = [msgspec.msgpack.decode(record.value, type=Manifest) for record in records]
     return sorted(manifests, key=lambda manifest: manifest.position, reverse=True)
 
@@ -255,6 +276,7 @@ class SimulatedSnapshotLog:
     def __init__(self, sender: SimulatedSender, log: SimulatedLog) -> None:
         self._sender = sender
         self._log = log
+        self._seen: dict[str, Seen] = {}
 
     async def put_chunk(self, partition: str, chunk: bytes) -> int:
         """Return the chunk's offset, once it is acknowledged."""
@@ -268,7 +290,12 @@ class SimulatedSnapshotLog:
         """Return the manifests that there are, in the order of their offsets."""
         place = beside(partition, MANIFESTS)
         first, end = await self._sender.ask("fetch", place, lambda: self._log.bounds(place))
+        self._seen[partition] = await self._sender.ask("fetch", place, lambda: self._see(partition, end))
         return await self._sender.ask("fetch", place, lambda: self._log.after(place, first, end - first))
+
+    def _see(self, partition: str, manifests: int) -> Seen:
+        first_chunk = self._log.first.get(beside(partition, SNAPSHOTS), 0)
+        return Seen(manifests, first_chunk, asyncio.get_running_loop().time())
 
     async def chunks(self, partition: str, offsets: list[int]) -> AsyncGenerator[Record | None, None]:
         """Yield the chunk at each offset; None for one that is not there, deleted or not written."""
@@ -283,6 +310,7 @@ class SimulatedSnapshotLog:
 
     async def trim(self, partition: str, position: int, chunk: int, manifest: int) -> None:
         """Delete what is below these offsets: records of the inbox, chunks, manifests.  In this order."""
+        self._log.trims.append(Trim(partition, position, self._seen[partition]))
         await self._delete(partition, position)
         self._sender.count("log trimmed")
         await self._delete(beside(partition, SNAPSHOTS), chunk)

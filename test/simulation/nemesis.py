@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from random import Random
 
-from simulation.log import beside, manifests_in
+from simulation.log import SPOILT, beside, manifests_in
 from simulation.process import Process
 from simulation.system import ProcessorProcess, SnapshotterProcess, System
 
 from common.fold import Record
-from common.log import SNAPSHOTS
+from common.log import MANIFESTS, SNAPSHOTS
 from common.messages import partitions_of
 
 LEAST_S, MOST_S = 0.05, 2.5
@@ -29,7 +30,7 @@ class Nemesis:
         while self._loop.time() < until_s:
             await asyncio.sleep(self._random.expovariate(1 / pause_s))
             strike = self._random.choices(STRIKES, STRIKE_WEIGHTS)[0]
-            name = strike.__name__.replace("_", " ")
+            name = strike_name(strike)
             self._system.note(f"nemesis: {name}")
             self._system.injected[name] += 1
             strike(self)
@@ -106,7 +107,7 @@ class Nemesis:
         """Lose a chunk of the newest snapshot; once a partition, for two that can be read are all that is promised."""
         partition = self._any_partition()
         if partition not in self._system.spoilt and self._spoil(partition):
-            self._system.spoilt.add(partition)
+            self._system.spoilt[partition] = self._loop.time()
             self._system.injected["snapshot spoilt"] += 1
 
     def own_twice(self) -> None:
@@ -123,20 +124,23 @@ class Nemesis:
 
     def fail_over(self) -> None:
         """Promote a replica that missed the last writes; some processes do not hear of it for a while."""
-        number = self._random.randrange(len(self._system.cluster.primaries))
-        missed = self._random.choice((0, 1, 3, 8, 40, 150))
-        deceived = [process for process in self._processes() if self._random.random() < 0.3]
-        self._system.cluster.fail_over(number, missed, deceived)
-        for process in deceived:
-            self._later(self._system.cluster.undeceive, process)
+        number = self._any_primary()
+        all_ = self._random.randrange(self._system.cluster.primaries[number].writes + 1)
+        self._fail_over(number, self._random.choice((0, 1, 3, 8, 40, all_)))
+
+    def fail_over_amid_a_restore(self) -> None:
+        """Lose all that a primary has, and then a part of the first snapshot that is put there."""
+        number = self._any_primary()
+        self._system.cluster.empty(number)
+        self._fail_over_if_restoring(number, self._loop.time() + MOST_S)
 
     def empty_primary(self) -> None:
         """Lose all that a primary has."""
-        self._system.cluster.empty(self._random.randrange(len(self._system.cluster.primaries)))
+        self._system.cluster.empty(self._any_primary())
 
     def store_outage(self) -> None:
         """Nobody reaches a primary."""
-        number = self._random.randrange(len(self._system.cluster.primaries))
+        number = self._any_primary()
         self._system.cluster.down.add(number)
         self._later(self._system.cluster.down.discard, number)
 
@@ -169,6 +173,23 @@ class Nemesis:
     def _break_connections(self, partition: str) -> None:
         self._system.log.epoch[partition] = self._system.log.epoch.get(partition, 0) + 1
 
+    def _fail_over(self, number: int, missed: int) -> None:
+        """Promote the replica; some processes do not hear of it for a while."""
+        deceived = [process for process in self._processes() if self._random.random() < 0.3]
+        self._system.cluster.fail_over(number, missed, deceived)
+        for process in deceived:
+            self._later(self._system.cluster.undeceive, process)
+
+    def _fail_over_if_restoring(self, number: int, until_s: float) -> None:
+        """Look again and again."""
+        if self._system.cluster.primaries[number].temporaries:
+            self._fail_over(number, self._random.randint(1, 3))
+        elif self._loop.time() < until_s:
+            self._loop.call_later(self._random.uniform(0.001, 0.01), self._fail_over_if_restoring, number, until_s)
+
+    def _any_primary(self) -> int:
+        return self._random.randrange(len(self._system.cluster.primaries))
+
     def _any_processor(self) -> ProcessorProcess | None:
         return self._random.choice(self._system.processors) if self._system.processors else None
 
@@ -181,12 +202,12 @@ class Nemesis:
 
     def _spoil(self, partition: str) -> bool:
         """Put another record in place of a chunk; return False if there is no snapshot."""
-        manifests = manifests_in(self._system.log, partition)
+        manifests = manifests_in(self._system.log.offered(beside(partition, MANIFESTS)))
         if not manifests:
             return False
         offset, _ = self._random.choice(manifests[0].chunks)
         chunks = self._system.log.records[beside(partition, SNAPSHOTS)]
-        chunks[offset] = Record(offset, chunks[offset].timestamp_ms, b"another")
+        chunks[offset] = Record(offset, chunks[offset].timestamp_ms, SPOILT)
         return True
 
     def _processes(self) -> list[Process]:
@@ -198,6 +219,11 @@ class Nemesis:
 
     def _later(self, repair: object, *arguments: object) -> None:
         self._loop.call_later(self._random.uniform(LEAST_S, MOST_S), repair, *arguments)  # type: ignore[arg-type]
+
+
+def strike_name(strike: Callable[[Nemesis], None]) -> str:
+    """Return it in words."""
+    return strike.__name__.replace("_", " ")
 
 
 STRIKES = (
@@ -216,5 +242,6 @@ STRIKES = (
     Nemesis.freeze_snapshotter,
     Nemesis.start_snapshotter,
     Nemesis.spoil_snapshot,
+    Nemesis.fail_over_amid_a_restore,
 )
-STRIKE_WEIGHTS = (4, 3, 3, 1, 3, 1, 4, 2, 1, 1, 1, 1, 1, 1, 1)
+STRIKE_WEIGHTS = (4, 3, 3, 1, 3, 1, 4, 2, 1, 1, 1, 1, 1, 1, 1, 1)

@@ -15,19 +15,24 @@ from unittest.mock import patch
 
 import msgspec
 from simulation import scenario, system
+from simulation.log import SimulatedSnapshotLog
 from simulation.process import EPOCH_S
-from simulation.store import Primary, SimulatedStore
+from simulation.store import Primary, SimulatedStore, Temporary
 
 from common import fold as fold_module
-from common.decision import Arrival, Decision, Reply, State, key
+from common import snapshot, snapshotter
+from common.decision import Arrival, Decision, Machine, Reply, State, key
 from common.fold import Codec, Fold, Folded, Header, Memory, Record, Rules, UndecodableRecord
 from common.log import LogFailed, _Lane
-from common.messages import Batch, Letter, Refused, Request
+from common.messages import Batch, Letter, Refused, Request, checksum
 from common.processor import Partition
 from common.request_reply import RequestReply
+from common.snapshot import Manifest, Snapshots
 from common.tasks import spawn
 from order import checkout, domain
 from order.checkout import Checkout, Step
+from stock.domain import MACHINE as STOCK
+from stock.domain import AddStock
 
 PLANTS: dict[str, Plant] = {}
 
@@ -305,6 +310,172 @@ def position_and_values_are_read_one_after_the_other() -> Any:
         return position, values
 
     return ((SimulatedStore, "read", read_twice),)
+
+
+# --- snapshots -------------------------------------------------------------------------------------------------------
+
+
+@ours
+def a_snapshot_counts_although_it_was_not_read_back() -> Any:
+    async def is_readable(_self: Snapshots, _partition: str, _manifest: Manifest) -> bool:
+        return True
+
+    return ((Snapshots, "_is_readable", is_readable),)
+
+
+@ours
+def the_manifest_goes_before_its_chunks_and_is_not_read_back() -> Any:
+    """Its chunks are to come where the last one's end, if nobody else writes any, and nobody dies."""
+
+    async def take(self: Snapshots, partition: str, position: int, header: bytes, fields: dict[str, bytes]) -> None:
+        written = await self._newest_first(partition)
+        following = max((offset for _, manifest in written for offset, _ in manifest.chunks), default=-1) + 1
+        chunks = list(shipped(snapshot, "_chunks")(fields))
+        places = tuple((following + number, checksum(chunk)) for number, chunk in enumerate(chunks))
+        await self._log.put_manifest(partition, fold_module.encode(Manifest(position, header, len(fields), places)))
+        for chunk in chunks:
+            await self._log.put_chunk(partition, chunk)
+        await self._trim(partition)
+
+    async def is_readable(_self: Snapshots, _partition: str, _manifest: Manifest) -> bool:
+        return True
+
+    return (Snapshots, "take", take), (Snapshots, "_is_readable", is_readable)
+
+
+@ours
+def the_log_is_trimmed_to_the_newest_snapshot() -> Any:
+    return ((snapshot, "KEPT", 1),)
+
+
+@ours
+def a_manifest_that_was_appended_twice_counts_as_two_snapshots() -> Any:
+    async def trim(self: Snapshots, partition: str) -> None:
+        kept: list[tuple[int, Manifest]] = []
+        for offset, manifest in await self._newest_first(partition):
+            if await self._is_readable(partition, manifest):
+                kept.append((offset, manifest))
+            if len(kept) == snapshot.KEPT:
+                chunk = min(offset for _, manifest in kept for offset, _ in manifest.chunks)
+                return await self._log.trim(partition, kept[-1][1].position, chunk, min(offset for offset, _ in kept))
+        return None
+
+    return ((Snapshots, "_trim", trim),)
+
+
+@ours
+def chunks_are_deleted_that_the_older_snapshot_needs() -> Any:
+    trim = SimulatedSnapshotLog.trim
+
+    async def trim_more(self: SimulatedSnapshotLog, partition: str, position: int, chunk: int, manifest: int) -> None:
+        await trim(self, partition, position, chunk + 1, manifest)
+
+    return ((SimulatedSnapshotLog, "trim", trim_more),)
+
+
+@ours
+def a_state_older_than_its_log_is_not_restored() -> Any:
+    restore = shipped(Partition, "_restore")
+
+    async def restore_what_is_missing(self: Partition, position: int) -> bool:
+        return position == 0 and await restore(self, position)
+
+    return ((Partition, "_restore", restore_what_is_missing),)
+
+
+@ours
+def where_the_newest_snapshot_cannot_be_read_nothing_is_restored() -> Any:
+    newest_first = shipped(Snapshots, "newest_first")
+
+    async def newest(self: Snapshots, partition: str) -> list[Manifest]:
+        return (await newest_first(self, partition))[:1]
+
+    return ((Snapshots, "newest_first", newest),)
+
+
+@ours
+def the_log_id_is_looked_for_in_a_record_that_was_deleted() -> Any:
+    return ((Partition, "_snapshots_log_id", shipped(Partition, "_log_id")),)
+
+
+@ours
+def what_a_failover_lost_of_a_restore_is_not_counted() -> Any:
+    restore = Primary.restore
+
+    def restore_whatever_is_there(self: Primary, partition: str, expected: int, name: str, manifest: Manifest) -> int:
+        there = self.temporaries.setdefault(name, Temporary({}, float("inf")))
+        there.fields.setdefault("header", manifest.header)  # where it lacks, nobody would load it
+        as_many = msgspec.structs.replace(manifest, field_count=len(there.fields) - 1)
+        return restore(self, partition, expected, name, as_many)
+
+    return ((Primary, "restore", restore_whatever_is_there),)
+
+
+@ours
+def a_snapshot_is_restored_in_place() -> Any:
+    def fill(self: Primary, name: str, fields: dict[str, bytes]) -> None:
+        self.hashes.setdefault(name.partition(":")[0], {}).update(fields)
+
+    def restore(self: Primary, partition: str, expected: int, _name: str, manifest: Manifest) -> int:
+        if self.positions.get(partition, 0) != expected:
+            return self.positions.get(partition, 0)
+        self.positions[partition] = manifest.position
+        return manifest.position
+
+    return (Primary, "fill", fill), (Primary, "restore", restore)
+
+
+@ours
+def the_snapshotter_folds_beyond_the_store() -> Any:
+    memory = shipped(snapshotter, "_Memory")
+    left = shipped(memory, "left")
+
+    async def left_and_more(self: Any, offset: int) -> int:
+        return await left(self, offset) + 1
+
+    return ((memory, "left", left_and_more),)
+
+
+@ours
+def the_snapshotter_folds_before_it_knows_the_dead_letters() -> Any:
+    async def learn(_self: Any, _count: int) -> None:
+        pass
+
+    return ((shipped(snapshotter, "_Letters"), "learn", learn),)
+
+
+@ours
+def owners_fold_by_rules_of_their_own() -> Any:
+    begin = shipped(system.ProcessorProcess, "__init__")
+
+    def decide(state: State, message: Any, arrival: Arrival) -> Decision:
+        if isinstance(message, AddStock):
+            message = msgspec.structs.replace(message, amount=message.amount + 1)
+        return STOCK.decide(state, message, arrival)
+
+    def begin_otherwise(self: system.ProcessorProcess, name: str, machine: Machine, of: system.System) -> None:
+        begin(self, name, msgspec.structs.replace(machine, decide=decide) if machine is STOCK else machine, of)
+
+    return ((system.ProcessorProcess, "__init__", begin_otherwise),)
+
+
+@ours
+def the_digest_is_made_of_what_a_batch_changes_last() -> Any:
+    """Where a batch ends is not the same for owner and snapshotter."""
+    put, run = shipped(Fold, "_put"), shipped(Fold, "run")
+
+    def put_only(self: Fold, place: str, entity: Any, value: bytes | None) -> None:
+        digest = self._header.digest
+        put(self, place, entity, value)
+        self._header.digest = digest
+
+    def run_then_digest(self: Fold) -> Any:
+        yield from run(self)
+        changed = fold_module.encode(self.folded.changes)
+        self._header.digest = checksum(changed, self._header.digest)
+        self.folded.changes["header"] = fold_module.encode(self._header)
+
+    return (Fold, "_put", put_only), (Fold, "run", run_then_digest)
 
 
 # --- the web side ----------------------------------------------------------------------------------------------------

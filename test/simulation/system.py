@@ -96,7 +96,7 @@ class System:
         self.processors: list[ProcessorProcess] = []
         self.snapshotters: list[SnapshotterProcess] = []
         self.snapshot_records = random.choice(SNAPSHOT_RECORDS)
-        self.spoilt: set[str] = set()
+        self.spoilt: dict[str, float] = {}
         self.halts: dict[str, None] = {}
         self.lost: dict[str, range] = {}
         self._started = 0

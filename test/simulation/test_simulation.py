@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 from simulation.many import found, verdicts
+from simulation.nemesis import STRIKES, strike_name
 from simulation.plants import PLANTS
 from simulation.process import FATES
 from simulation.run import CALLS, simulate
 
 SEEDS = 2_000
-PLANTED_AT_LEAST = 18
+PLANTED_AT_LEAST = 40
 TRACED_SEED = 3
 TEST = Path(__file__).parents[1]
 
@@ -32,7 +33,9 @@ def test_no_seed_breaks_an_invariant() -> None:
             calls += verdict.calls
     assert violations == []
     assert calls > 30 * SEEDS
-    assert {f"{call} {fate}" for call in CALLS for fate in FATES} <= injected.keys(), "a fault was never injected"
+    expected = {*(f"{call} {fate}" for call in CALLS for fate in FATES), *(strike_name(strike) for strike in STRIKES)}
+    assert expected <= injected.keys(), "a fault was never injected"
+    assert min(injected[name] for name in ("restored from a snapshot", "log trimmed", "snapshot spoilt")) > SEEDS / 10
 
 
 @pytest.mark.slow
@@ -40,6 +43,13 @@ def test_every_planted_bug_is_found() -> None:
     missed = [plant.name for plant, result in found(list(PLANTS.values())) if result is None]
     assert len(PLANTS) >= PLANTED_AT_LEAST
     assert missed == []
+
+
+def test_a_snapshotter_says_that_a_state_is_not_what_its_log_makes() -> None:
+    with PLANTS["owners fold by rules of their own"].planted():
+        violations = simulate(TRACED_SEED).violations
+    assert any("stock-snapshotter" in violation and "halted at stock" in violation for violation in violations)
+    assert not any("the snapshot of" in violation for violation in violations)
 
 
 def test_a_seed_replays_to_the_same_trace_whatever_python_hashes() -> None:

@@ -187,7 +187,7 @@ def _short_times() -> Iterator[None]:
         patch.object(fold, "COMMAND_AGE_MAX_MS", 2_000),
         patch.object(batch_init, "CHUNK_ENTITIES", 2),
         patch.object(snapshot, "CHUNK_BYTES", 300),
-        patch.object(snapshotter, "LOOK_S", 0.1),
+        patch.object(snapshotter, "LOOK_S", 0.2),
         patch.object(snapshotter, "PAUSE_S", 0.3),
     ):
         yield

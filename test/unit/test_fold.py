@@ -1239,3 +1239,23 @@ def test_a_decision_after_trimming_sees_what_was_applied() -> None:
     assert len(owner.memory) == 0
 
     assert world.carry_out("stock", "apple", SubtractStock("apple", 1)) == Done("9")
+
+
+# --- the digest
+
+
+def digests(records_max: int) -> list[int]:
+    """Return what the digest is after each step."""
+    world = a_world()
+    for quantity in (1, 1, 2):
+        world.ask("stock", "apple", AddStock("apple", quantity))
+    owner = world.owners["stock-0"]
+    seen = [owner.header.digest]
+    while owner.step(records_max):
+        seen.append(owner.header.digest)
+    return seen
+
+
+def test_every_change_makes_another_digest_and_batches_make_no_difference() -> None:
+    assert len(set(digests(1))) == 4
+    assert digests(500) == [digests(1)[0], digests(1)[-1]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import msgspec
 import pytest
@@ -15,7 +16,7 @@ from world import World as WholeWorld
 
 from common import processor
 from common.decision import Arrival, Decision, Ended, Machine, State
-from common.fold import DeadLetter, DeadLetters, Folded, Record, Result, result_key
+from common.fold import Codec, DeadLetter, DeadLetters, Folded, Record, Result, result_key
 from common.log import LogFailed, LogSilent
 from common.messages import (
     Asker,
@@ -1166,6 +1167,167 @@ def test_a_halted_partition_goes_on_when_its_log_is_back() -> None:
 
         partition.stopping = True
         await running
+
+    run(test, a_bench())
+
+
+# --- snapshots
+
+
+async def take_snapshot(bench: Bench) -> None:
+    """Take one of what is stored."""
+    position, fields = bench.store.memory.snapshot(PARTITION)
+    await Snapshots(bench.snapshot_log).take(PARTITION, position, fields.pop("header"), fields)
+
+
+async def go_on_with_snapshots(bench: Bench, count: int) -> None:
+    """Have the log go on, with a snapshot after each of the next records."""
+    for _ in range(count):
+        bench.ask(AddStock("apple", 1))
+        await bench.catch_up()
+        await take_snapshot(bench)
+
+
+def spoil_newest(bench: Bench) -> None:
+    bench.snapshot_log.chunk_log[PARTITION][-1] = None
+
+
+@pytest.mark.parametrize("trimmed", [0, 3])
+def test_an_emptied_store_is_restored_from_the_newest_snapshot(trimmed: int) -> None:
+    async def test(bench: Bench) -> None:
+        await go_on_with_snapshots(bench, 2)
+        bench.ask(AddStock("apple", 1))
+        await bench.catch_up()
+        before = state_of(bench.store.memory)
+        del bench.log.records[PARTITION][:trimmed]
+        bench.store.memory = MemoryStore()
+        bench.journal.clear()
+
+        await bench.catch_up()
+
+        assert in_order(bench.journal, "restore 5", "poll 5..5", "apply 5..6")
+        assert state_of(bench.store.memory) == before
+
+    run(test, a_bench())
+
+
+@pytest.mark.parametrize(("trimmed", "restores"), [(3, []), (4, ["restore 5"])])
+def test_a_state_is_restored_that_is_older_than_its_log(trimmed: int, restores: list[str]) -> None:
+    async def test(bench: Bench) -> None:
+        await bench.catch_up()
+        behind = bench.store.memory.snapshot(PARTITION)
+        await go_on_with_snapshots(bench, 2)
+        before = state_of(bench.store.memory)
+        bench.store.memory.roll_back(PARTITION, behind)
+        del bench.log.records[PARTITION][:trimmed]
+        bench.journal.clear()
+
+        await bench.catch_up()
+
+        assert [what for what in bench.journal if what.startswith("restore")] == restores
+        assert state_of(bench.store.memory) == before
+
+    run(test, a_bench())
+
+
+def test_a_snapshot_that_cannot_be_read_is_passed_over_for_the_one_before() -> None:
+    async def test(bench: Bench) -> None:
+        await go_on_with_snapshots(bench, 2)
+        before = state_of(bench.store.memory)
+        spoil_newest(bench)
+        bench.store.memory = MemoryStore()
+        bench.journal.clear()
+
+        await bench.catch_up()
+
+        assert in_order(bench.journal, "restore 4", "poll 4..4", "apply 4..5")
+        assert state_of(bench.store.memory) == before
+
+    run(test, a_bench())
+
+
+def test_without_a_snapshot_that_can_be_read_the_whole_log_is_folded() -> None:
+    async def test(bench: Bench) -> None:
+        await go_on_with_snapshots(bench, 1)
+        before = state_of(bench.store.memory)
+        spoil_newest(bench)
+        bench.store.memory = MemoryStore()
+        bench.journal.clear()
+
+        await bench.catch_up()
+
+        assert in_order(bench.journal, "poll 0..3", "apply 0..4")
+        assert state_of(bench.store.memory) == before
+
+    run(test, a_bench())
+
+
+def test_an_older_snapshot_never_replaces_a_state() -> None:
+    async def test(bench: Bench) -> None:
+        await go_on_with_snapshots(bench, 1)
+        bench.ask(AddStock("apple", 1))
+        await bench.catch_up()
+        bench.ask(AddStock("apple", 1))
+        bench.ask(AddStock("apple", 1))
+        del bench.log.records[PARTITION][:6]
+
+        await assert_halts(bench, "records are missing")
+
+    run(test, a_bench())
+
+
+def test_who_is_overtaken_while_restoring_goes_on_from_what_the_other_has_made() -> None:
+    async def test(bench: Bench) -> None:
+        await go_on_with_snapshots(bench, 1)
+        bench.ask(AddStock("apple", 1))
+        await bench.catch_up()
+        now = bench.store.memory
+        bench.ask(AddStock("apple", 1))
+        bench.store.memory = MemoryStore()
+        restore = bench.store.restore
+
+        async def restore_late(*arguments: Any) -> None:
+            bench.store.memory = now
+            await restore(*arguments)
+
+        bench.store.restore = restore_late  # type: ignore[method-assign]
+        bench.journal.clear()
+        with structlog.testing.capture_logs() as logs:
+            await bench.catch_up()
+
+        assert [entry["cause"] for entry in logs if entry["event"] == "rewind"] == ["Fenced"]
+        assert in_order(bench.journal, "poll 5..5", "apply 5..6")
+        assert bench.entity() == encode(Item(5, 13))
+
+    run(test, a_bench())
+
+
+@pytest.mark.parametrize("why", [StoreFailed("down"), LogFailed("no broker")])
+def test_a_restore_that_fails_is_begun_anew(why: Exception) -> None:
+    async def test(bench: Bench) -> None:
+        await go_on_with_snapshots(bench, 1)
+        before = state_of(bench.store.memory)
+        bench.store.memory = MemoryStore()
+        bench.fail("restore", why)
+
+        await bench.catch_up()
+
+        assert bench.journal.count("restore 4") == 1
+        assert state_of(bench.store.memory) == before
+
+    run(test, a_bench())
+
+
+def test_where_record_0_was_deleted_a_snapshot_says_which_log_it_was() -> None:
+    async def test(bench: Bench) -> None:
+        await go_on_with_snapshots(bench, 1)
+        del bench.log.records[PARTITION][:2]
+        stored = bench.store.memory.hashes[PARTITION]
+        header = Codec(STOCK).header(stored["header"])
+        header.log_id = "another log"
+        stored["header"] = encode(header)
+
+        await assert_halts(bench, "is 'the log of stock-0', its state was made from 'another log'")
 
     run(test, a_bench())
 

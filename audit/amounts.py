@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from audit.facts import Fact
 from audit.findings import Finding, Kind
+from audit.opening import Opening
 from common.decision import Entity
 from common.messages import AMOUNT_MAX
 from order.checkout import Checkout
@@ -19,6 +20,12 @@ class Amounts:
 
     def __init__(self) -> None:
         self.findings: list[Finding] = []
+
+    def begin(self, name: str, opening: Opening) -> None:
+        """Check what there is where a partition's records begin."""
+        for key, entity in opening.entities.items():
+            for kind, detail in amounts_wrong(entity):
+                self.findings.append(Finding(kind, key, name, f"in the snapshot: {detail}"))
 
     def take(self, fact: Fact) -> None:
         """Check what the message wrote."""

@@ -9,7 +9,8 @@ import msgspec
 
 from audit.facts import Fact
 from audit.findings import Finding, Kind
-from audit.movements import Hold, Move, Movement, OfCheckout, Undo, is_accepted, movements
+from audit.movements import Hold, Move, Movement, OfCheckout, Undo, claims, is_accepted, movements
+from audit.opening import Opening, holds_of, order_of
 from common.batch_init import FillChunk
 from common.decision import Reply
 from common.messages import (
@@ -34,6 +35,11 @@ class Case(msgspec.Struct):
 
     `order` is as the checkout found it, once it is paid as it was paid.  `outstanding` counts what was asked and not
     answered, by partition.  `decided` is what the partitions decided, `heard` what the order was told of it.
+    `undoing` are the keys whose undo was sent.
+
+    Where logs are trimmed, `is_before` says that the command is older than its order's log; then `wanted` are the keys
+    to be held, with their partitions.  `unseen` are the keys whose hold is older than the log of their partition, and
+    `settled_unseen` those of which the same is known of the settlement.
     """
 
     id: str
@@ -45,6 +51,16 @@ class Case(msgspec.Struct):
     outstanding: Counter[str] = msgspec.field(default_factory=Counter)
     decided: Answers = msgspec.field(default_factory=Counter)
     heard: Answers = msgspec.field(default_factory=Counter)
+    undoing: set[str] = set()
+    is_before: bool = False
+    wanted: dict[str, str] = {}
+    unseen: dict[str, str] = {}
+    settled_unseen: set[str] = set()
+
+    @property
+    def is_in_part(self) -> bool:
+        """Say whether some of it is older than the logs."""
+        return self.is_before or bool(self.unseen)
 
     def moved(self, move: Move, kind: str) -> dict[str, list[Movement]]:
         """Return the movements of accounts ("Account") or items ("Item"), by key."""
@@ -71,6 +87,14 @@ class Checkouts:
         self.cases: dict[str, Case] = {}
         self.findings: list[Finding] = []
         self._paid_by: dict[str, str] = {}
+
+    def begin(self, _name: str, opening: Opening) -> None:
+        """Note the checkouts that are open, and the orders that are paid, where a partition's records begin."""
+        for key, entity in opening.entities.items():
+            if isinstance(entity, Checkout):
+                self.cases[entity.id] = _begun(entity)
+            elif isinstance(entity, Order) and entity.paid:
+                self._paid_by[key.partition(":")[2]] = "one before the log begins"
 
     def take(self, fact: Fact) -> None:
         """Note what a message has to do with a checkout."""
@@ -109,7 +133,10 @@ class Checkouts:
             self._case(message.checkout_id, fact).outstanding[fact.source] -= 1
         for send in fact.sends():
             if isinstance(send.message, Hold | Undo):
-                self._case(send.message.checkout_id, fact).outstanding[send.partition] += 1
+                case = self._case(send.message.checkout_id, fact)
+                case.outstanding[send.partition] += 1
+                if isinstance(send.message, Undo):
+                    case.undoing.update(claims(send.message))
         changes = list(fact.changes())
         closed = [self._close(fact, before) for _, before, after in changes if _is_end(before, after)]
         for key, before, after in changes:
@@ -160,6 +187,24 @@ class Checkouts:
 
     def _find_order(self, fact: Fact, kind: Kind, order_id: str, detail: str, *related: str) -> None:
         self.findings.append(Finding(kind, f"Order:{order_id}", fact.partition, detail, (fact.id,), related))
+
+
+def _begun(checkout: Checkout) -> Case:
+    """Return the case of a checkout that is open where its order's records begin."""
+    wanted = holds_of(checkout)
+    refused = {partition for partition in checkout.refusals if partition in wanted.values()}
+    heard = [(partition, True) for partition in checkout.accepted] + [(partition, False) for partition in refused]
+    undoing = {key for key, partition in wanted.items() if checkout.undoing and partition in checkout.accepted}
+    return Case(
+        checkout.id,
+        checkout.order_id,
+        order_of(checkout),
+        outstanding=Counter(checkout.waiting),
+        heard=Counter(heard),
+        undoing=undoing,
+        is_before=True,
+        wanted=wanted,
+    )
 
 
 def _is_end(before: object, after: object) -> bool:

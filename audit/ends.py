@@ -27,6 +27,10 @@ def still_open(replay: Replay, now_ms: int) -> Iterator[Finding]:
 def unapplied(replay: Replay, now_ms: int) -> Iterator[Finding]:
     """Say how far the store is behind the end of the log, and for how long."""
     records = replay.evidence.records
+    if replay.evidence.position < replay.opening.position:
+        detail = f"the store stands at {replay.evidence.position}, the log begins at {replay.opening.position}"
+        yield Finding(Kind.UNAPPLIED, replay.name, replay.name, f"{detail}: what is stored cannot be compared")
+        return
     behind = [record for record in records if record.offset >= replay.evidence.position]
     if behind:
         age_s = (now_ms - behind[0].timestamp_ms) / 1000
@@ -35,6 +39,8 @@ def unapplied(replay: Replay, now_ms: int) -> Iterator[Finding]:
 
 
 def _age_s(replay: Replay, message_id: str, now_ms: int) -> float:
+    """Return it; of what is older than the log, how long it has been open at least."""
     offset = int(message_id.rsplit("-", 2)[1])
-    opened_ms = next((each.timestamp_ms for each in replay.evidence.records if each.offset == offset), now_ms)
+    oldest_ms = replay.opening.now_ms or now_ms
+    opened_ms = next((each.timestamp_ms for each in replay.evidence.records if each.offset == offset), oldest_ms)
     return (now_ms - opened_ms) / 1000

@@ -11,15 +11,18 @@ from common.messages import Topology, partitions_of
 
 
 class PartitionEvidence(msgspec.Struct):
-    """One partition: its log from record 0 on, its dead letters, and what the store has of it.
+    """One partition: its log, its dead letters, and what the store has of it.
 
-    `stored` is the whole hash but the field `position`, and was read at the same moment as `position`.
+    `stored` is the whole hash but the field `position`, and was read at the same moment as `position`.  The log is
+    whole, or trimmed: then `records` begin at `begins`, and `opening` is the hash that a snapshot has of this position.
     """
 
     records: list[Record] = []
     dead_letters: DeadLetters = {}
     position: int = 0
     stored: dict[str, bytes] = {}
+    begins: int = 0
+    opening: dict[str, bytes] = {}
 
 
 class Evidence(msgspec.Struct):

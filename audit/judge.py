@@ -7,18 +7,20 @@ from itertools import chain
 from typing import Protocol
 
 from audit.amounts import Amounts
-from audit.checkouts import Checkouts
+from audit.checkouts import Case, Checkouts
 from audit.ends import still_open, unapplied
 from audit.evidence import Evidence
 from audit.facts import Fact
 from audit.findings import Finding
 from audit.history import Histories
 from audit.join import join
+from audit.keys import letter_decoder
 from audit.letters import Letters
-from audit.movements import Move, Movements
+from audit.movements import Hold, Move, Movements, Settle, claims
+from audit.opening import Opening, is_before
 from audit.orders import Orders
 from audit.replay import Replay
-from audit.report import Counts, Report
+from audit.report import Counts, Report, Trimmed
 from audit.requests import Requests
 from audit.sums import does_not_add_up, settlements
 from common.decision import Machine
@@ -49,6 +51,7 @@ class _Ledgers:
         self.movements = Movements()
         self.orders = Orders()
         self.checkouts = Checkouts()
+        self.begun = (self.letters, self.requests, self.amounts, self.checkouts)
         self.all = (self.letters, self.requests, self.amounts, self.movements, self.orders, self.checkouts)
 
 
@@ -60,9 +63,14 @@ def audit(evidence: Evidence, machines: Iterable[Machine] = MACHINES) -> Report:
     by_service = {machine.service: machine for machine in machines}
     replays = _replays(evidence, by_service)
     ledgers = _Ledgers()
+    for name, replay in replays.items():
+        for ledger in ledgers.begun:
+            ledger.begin(name, replay.opening)
     _pass(replays, ledgers.all)
+    _note_unseen(replays, ledgers)
     findings = sorted(_findings(evidence, replays, ledgers), key=_order)
-    return Report(tuple(_with_histories(findings, evidence, by_service)), _counts(replays, ledgers))
+    told = tuple(_with_histories(findings, evidence, by_service))
+    return Report(told, _counts(replays, ledgers), _trimmed(replays, ledgers))
 
 
 def _replays(evidence: Evidence, machines: Mapping[str, Machine]) -> dict[str, Replay]:
@@ -81,6 +89,29 @@ def _pass(replays: Mapping[str, Replay], ledgers: Iterable[Ledger]) -> None:
         for fact in replay.facts():
             for take in takes:
                 take(fact)
+
+
+def _note_unseen(replays: Mapping[str, Replay], ledgers: _Ledgers) -> None:
+    """Note of each checkout what is older than the logs."""
+    cases = ledgers.checkouts.cases
+    openings = {name: replay.opening for name, replay in replays.items()}
+    for target, raw in ledgers.letters.unseen(replays):
+        message = letter_decoder.decode(raw).message
+        if isinstance(message, Hold | Settle) and message.checkout_id in cases:
+            case, keys = cases[message.checkout_id], claims(message).keys()
+            if isinstance(message, Hold):
+                case.unseen.update(dict.fromkeys(keys, target))
+            else:
+                case.settled_unseen |= keys - case.moved(Move.SETTLE, "").keys()
+    for case in cases.values():
+        _note_begun_before(case, openings)
+
+
+def _note_begun_before(case: Case, openings: Mapping[str, Opening]) -> None:
+    decided = {partition for partition, _ in case.decided}
+    case.unseen.update({key: partition for key, partition in case.wanted.items() if partition not in decided})
+    if case.order is None and is_before(case.id, openings):
+        case.is_before, case.outcome = True, "before"
 
 
 def _order(finding: Finding) -> tuple[str, str, str, str]:
@@ -112,6 +143,18 @@ def _counts(replays: Mapping[str, Replay], ledgers: _Ledgers) -> Counts:
         open=outcomes.count("open"),
         charges=sum(each.key.startswith("Account:") for each in holds),
         deductions=sum(each.key.startswith("Item:") for each in holds),
+    )
+
+
+def _trimmed(replays: Mapping[str, Replay], ledgers: _Ledgers) -> Trimmed | None:
+    begins = {name: replay.opening.position for name, replay in replays.items() if replay.opening.position}
+    if not begins:
+        return None
+    opened = chain.from_iterable(replay.opening.entities.values() for replay in replays.values())
+    return Trimmed(
+        begins,
+        orders_paid_before=sum(isinstance(entity, Order) and entity.paid for entity in opened),
+        checkouts_in_part=sum(case.is_in_part for case in ledgers.checkouts.cases.values()),
     )
 
 

@@ -1,4 +1,4 @@
-"""One partition, folded again from record 0 by the shipped fold: what each message did, and if the store agrees."""
+"""One partition, folded again by the shipped fold: what each message of its log did, and if the store agrees."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from audit.amounts import amounts_wrong
 from audit.evidence import PartitionEvidence
 from audit.facts import Fact
 from audit.findings import Finding, Kind
+from audit.opening import Opening, opening_of
 from common.decision import Arrival, Decision, Entity, Machine, State
 from common.fold import Codec, DeadLetter, Fold, Header, Memory, Missing, Record, Rules, UndecodableRecord
 from common.messages import Batch, Content, Letter, Message, Reason, Refused, Request, Topology
@@ -23,15 +24,16 @@ NO_NUMBER = -1
 class Replay:
     """Folds one partition to the end of its log; at the store's position it compares.
 
-    `memory` and `header` are the state at the end.  `sent` has the letters that went out, by target;
-    `published` how many of them came from records below the position: those must stand in their targets' logs.
+    `memory` and `header` are the state at the end, `opening` the one at the first record.  `sent` has the letters that
+    went out since then, by target; `published` the sequence of the last that came from a record below the position:
+    up to it they must stand in their targets' logs.
     """
 
     def __init__(self, name: str, machine: Machine, evidence: PartitionEvidence, topology: Topology) -> None:
         self.name = name
         self.machine = machine
         self.evidence = evidence
-        self.memory = Memory()
+        self.opening = Opening()
         self.header = Header()
         self.sent: dict[str, list[bytes]] = {}
         self.published: dict[str, int] = {}
@@ -40,14 +42,18 @@ class Replay:
         self.met = _DeadLetters(evidence.dead_letters)
         self._codec = _Codec(machine)
         self._is_compared = False
-        self._fields: dict[str, bytes] = {}
+        self._fields = dict(evidence.opening)
         self._decided: dict[str, tuple[Decision, dict[str, Entity | None]]] = {}
         watched = msgspec.structs.replace(machine, decide=self._decide)
         self._rules = Rules(watched, self._codec, name, topology, self.met)
+        self._is_undecodable = False
+        self._begin()
 
     def facts(self) -> Iterator[Fact]:
         """Yield every message of the log, once its record is folded."""
-        offset = 0
+        if self._is_undecodable:
+            return
+        offset = self.opening.position
         for record in self.evidence.records:
             self._compare_at(record.offset)
             self._check_offset(record.offset, offset)
@@ -66,6 +72,19 @@ class Replay:
         return content.messages[index] if isinstance(content, Batch) and index < len(content.messages) else None
 
     # --- folding
+
+    def _begin(self) -> None:
+        try:
+            self.opening, self.header = opening_of(self.evidence, self._codec)
+        except msgspec.DecodeError as why:
+            self._is_undecodable = True
+            self._find(Kind.RECORD_UNDECODABLE, f"the snapshot at {self.evidence.begins}: {why}")
+        self.memory = Memory(self.opening.entities)
+        self.published = self._sent_so_far()
+
+    def _sent_so_far(self) -> dict[str, int]:
+        before = self.opening.sent
+        return dict(before) | {target: before.get(target, 0) + len(sent) for target, sent in self.sent.items()}
 
     def _take(self, record: Record) -> Iterator[Fact]:
         fold = Fold(self._rules, self.memory, self.header, [record])
@@ -138,19 +157,22 @@ class Replay:
         self._compare_at(end)
         if end and not self.header.log_id:
             self._find(Kind.GENESIS_MISSING, "record 0 is not a genesis record")
-        for offset, index in sorted(self.met.keys() - self.met.places):
+        for offset, index in sorted(self._dead_letters_here() - self.met.places):
             self._find_at(Kind.DEAD_LETTER_WITHOUT_MESSAGE, offset, index, "nothing there was to be decided")
+
+    def _dead_letters_here(self) -> set[tuple[int, int]]:
+        return {place for place in self.met if place[0] >= self.opening.position}
 
     # --- the store
 
     def _compare_at(self, offset: int) -> None:
-        """Compare once everything below the position is folded."""
-        if offset >= self.evidence.position and not self._is_compared:
+        """Compare once everything below the position is folded.  What the store had before nobody can tell."""
+        if offset >= self.evidence.position >= self.opening.position and not self._is_compared:
             self._compare()
 
     def _compare(self) -> None:
         self._is_compared = True
-        self.published = {target: len(letters) for target, letters in self.sent.items()}
+        self.published = self._sent_so_far()
         stored = self.evidence.stored
         for field in sorted(self._fields.keys() | stored.keys()):
             if self._fields.get(field) != stored.get(field):

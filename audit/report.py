@@ -32,11 +32,25 @@ class Counts(msgspec.Struct, frozen=True):
     deductions: int
 
 
+class Trimmed(msgspec.Struct, frozen=True):
+    """What an audit cannot join because records were deleted.
+
+    `begins` has the first record that there is, by partition.  `orders_paid_before` were paid before that: the charges
+    and deductions of theirs are in the snapshots' amounts.  `checkouts_in_part` began before that in one partition or
+    another: what of each is there is joined, and what is not is taken as the snapshots have it.
+    """
+
+    begins: dict[str, int]
+    orders_paid_before: int
+    checkouts_in_part: int
+
+
 class Report(msgspec.Struct, frozen=True):
     """An audit's result."""
 
     findings: tuple[Finding, ...]
     counts: Counts
+    trimmed: Trimmed | None = None
 
     @property
     def is_clean(self) -> bool:
@@ -44,9 +58,9 @@ class Report(msgspec.Struct, frozen=True):
         return not self.findings
 
     def json(self) -> str:
-        """Return all of it as JSON: {"is_clean", "counts", "findings": [{"invariant", "kind", "entity", ...}]}."""
+        """Return all of it as JSON: {"is_clean", "counts", "trimmed", "findings": [{"invariant", "kind", ...}]}."""
         findings = [{"invariant": finding.invariant, **msgspec.to_builtins(finding)} for finding in self.findings]
-        content = {"is_clean": self.is_clean, "counts": self.counts, "findings": findings}
+        content = {"is_clean": self.is_clean, "counts": self.counts, "trimmed": self.trimmed, "findings": findings}
         return msgspec.json.format(msgspec.json.encode(content), indent=2).decode()
 
     def text(self) -> str:
@@ -56,6 +70,8 @@ class Report(msgspec.Struct, frozen=True):
         for finding in self.findings:
             console.print(_tree(finding))
         console.print(self._table())
+        if self.trimmed is not None:
+            console.print(escape(_limits(self.trimmed)))
         console.print(self._verdict())
         return output.getvalue()
 
@@ -72,6 +88,15 @@ class Report(msgspec.Struct, frozen=True):
         kinds = Counter(f"{finding.invariant} {finding.kind}" for finding in self.findings)
         lines = [f"  {count} x {kind}" for kind, count in sorted(kinds.items())]
         return escape("\n".join([f"Not clean: {len(self.findings)} found.", *lines]))
+
+
+def _limits(trimmed: Trimmed) -> str:
+    begins = ", ".join(f"{name} at {position:,}" for name, position in trimmed.begins.items())
+    return (
+        f"Trimmed logs begin with a snapshot, which is believed: {begins}.\n"
+        f"Not joined: {trimmed.orders_paid_before:,} orders that were paid before; "
+        f"in part: {trimmed.checkouts_in_part:,} checkouts that began before."
+    )
 
 
 def _tree(finding: Finding) -> Tree:

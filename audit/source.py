@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Iterable
 from typing import TypeVar
@@ -12,8 +13,9 @@ import msgspec
 from audit.evidence import Evidence, PartitionEvidence
 from common.config import Settings
 from common.fold import DeadLetters, Header, Record
-from common.log import DeadLetterBox, Ends, LogFailed, Producer, Tail, check_topology, inbox
+from common.log import DeadLetterBox, Ends, LogFailed, Producer, SnapshotTopics, Tail, a_tail, check_topology, inbox
 from common.messages import partitions_of
+from common.snapshot import Manifest, Snapshots, Unreadable
 from common.store import Store
 
 DUMP_TIMEOUT_S = 60.0
@@ -24,10 +26,16 @@ OPEN_KINDS = ("Checkout", "Addition", "BatchInit")
 
 _header = msgspec.msgpack.Decoder(Header)
 T = TypeVar("T")
+_Log = tuple[int, dict[str, bytes], list[Record]]
+"""Where it begins, what a snapshot has of that position, the records from there on."""
 
 
 class CannotAudit(Exception):
     """What is needed for a judgement cannot be had."""
+
+
+class _Trimmed(Exception):
+    """Records were deleted while they were about to be read."""
 
 
 async def read(settings: Settings, settle_s: float) -> Evidence:
@@ -49,6 +57,7 @@ class Source:
         self._settings = settings
         self._store = Store(settings, DUMP_TIMEOUT_S)
         self._ends = Ends(settings)
+        self._producer = Producer(settings)  # which sends nothing
         topology = settings.topology
         self._names = [name for service in topology for name in partitions_of(service, topology)]
 
@@ -64,11 +73,12 @@ class Source:
         while True:
             await self._settle(deadline_s)
             before = await self._all_ends()
-            evidence = await self._read(before)
-            if await self._all_ends() == before:
-                return evidence
+            with contextlib.suppress(_Trimmed):
+                evidence = await self._read(before)
+                if await self._all_ends() == before:
+                    return evidence
             if time.monotonic() > deadline_s:
-                raise CannotAudit("the logs grow while they are read: audit a system that nobody uses")
+                raise CannotAudit("the logs change while they are read: audit a system that nobody uses")
 
     async def _settle(self, deadline_s: float) -> None:
         """Wait until everything is applied and nothing is open.  What still is at the deadline is an offender."""
@@ -93,33 +103,52 @@ class Source:
         letters = await _all(self._dead_letters(name) for name in self._names)
         logs = await _all(self._log(name, ends[name]) for name in self._names)
         partitions = {
-            name: PartitionEvidence(log, dead, position, stored)
-            for name, log, dead, (position, stored) in zip(self._names, logs, letters, dumps, strict=True)
+            name: PartitionEvidence(records, dead, position, stored, begins, opening)
+            for name, (begins, opening, records), dead, (position, stored) in zip(
+                self._names, logs, letters, dumps, strict=True
+            )
         }
         return Evidence(self._settings.topology, partitions, int(time.time() * 1000))
 
     async def _dead_letters(self, name: str) -> DeadLetters:
         service = name.rpartition("-")[0]
-        return await DeadLetterBox(self._settings, service, Producer(self._settings)).of(name)
+        return await DeadLetterBox(self._settings, service, self._producer).of(name)
 
-    async def _log(self, name: str, end: int) -> list[Record]:
-        tail = Tail(self._settings, inbox(name))
-        await tail.open()
-        try:
+    async def _log(self, name: str, end: int) -> _Log:
+        async with a_tail(self._settings, inbox(name)) as tail:
             first, _ = await tail.bounds()
-            if first > 0:
-                raise CannotAudit(f"the log of {name} begins at {first}: what was trimmed cannot be audited")
-            tail.seek(0)
-            return await _until(tail, name, end)
-        finally:
-            await tail.close()
+            begins, opening = await self._opening(name, first) if first else (0, {})
+            tail.seek(begins)
+            try:
+                return begins, opening, await _until(tail, name, begins, end)
+            except LogFailed as why:
+                now, _ = await tail.bounds()
+                raise (_Trimmed if now > begins else LogFailed)(str(why)) from why
+
+    async def _opening(self, name: str, first: int) -> tuple[int, dict[str, bytes]]:
+        """Return the oldest snapshot behind which all of the log is there: most can be joined from it on."""
+        snapshots = Snapshots(SnapshotTopics(self._settings, self._producer))
+        for manifest in reversed(await snapshots.newest_first(name)):
+            if manifest.position >= first:
+                with contextlib.suppress(Unreadable):
+                    return manifest.position, await _fields(snapshots, name, manifest)
+        raise CannotAudit(f"the log of {name} begins at {first}, and no snapshot that can be read goes on from there")
 
 
-async def _until(tail: Tail, name: str, end: int) -> list[Record]:
-    """Return all records below `end`; what does not come is not there to be judged."""
+async def _fields(snapshots: Snapshots, name: str, manifest: Manifest) -> dict[str, bytes]:
+    fields: dict[str, bytes] = {}
+    async for chunk in snapshots.read(name, manifest):
+        fields |= chunk
+    if len(fields) != manifest.field_count:
+        raise Unreadable(f"the snapshot of {name} at {manifest.position} has {len(fields)} fields")
+    return fields | {"header": manifest.header}
+
+
+async def _until(tail: Tail, name: str, position: int, end: int) -> list[Record]:
+    """Return all records from `position` to `end`; what does not come is not there to be judged."""
     records: list[Record] = []
     heard_s = time.monotonic()
-    while (records[-1].offset + 1 if records else 0) < end:
+    while (records[-1].offset + 1 if records else position) < end:
         polled = await tail.poll(1.0, RECORDS_MAX)
         records += polled
         heard_s = time.monotonic() if polled else heard_s

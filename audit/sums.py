@@ -28,9 +28,14 @@ def does_not_add_up(
     """Each account and item has what was added, less what paid orders took, less what open checkouts hold.
 
     Added up over all of them this is I1 and I2 themselves; one by one nothing cancels.  Held is what open checkouts
-    hold, and what paid ones took and is too small to be settled.
+    hold, and what paid ones took and is too small to be settled.  Where a log is trimmed, this begins with what the
+    snapshot has; what a checkout did before that is in there.
     """
-    expected = {key: Balance(amount) for key, amount in added.items()}
+    replays = list(replays)
+    expected = {key: balance(entity) for replay in replays for key, entity in replay.opening.entities.items()}
+    for key, amount in added.items():
+        was = expected.get(key, Balance())
+        expected[key] = Balance(was.free + amount, was.held)
     for case in cases:
         for key, taken, held in _taken(case, in_flight):
             was = expected.get(key, Balance())
@@ -43,14 +48,22 @@ def does_not_add_up(
 
 def _taken(case: Case, in_flight: set[tuple[str, str]]) -> Iterator[tuple[str, int, int]]:
     """Yield what a checkout takes away from what is free, and adds to what is held, by key."""
+    if case.order is None and not case.is_before:
+        return
     if case.outcome == "paid":
         settled = {key for key in large(case) if (case.id, key) not in in_flight}
         for key, amount in parts(case).items():
-            yield key, amount, 0 if key in settled else amount
-    elif case.outcome == "open" and case.order is not None:
+            taken = 0 if key in case.unseen else amount
+            is_settled = key in settled and key not in case.settled_unseen
+            yield key, taken, taken - amount if is_settled else taken
+    elif case.outcome == "failed":
+        for key in case.moved(Move.UNDO, "").keys() & case.unseen.keys():
+            amount = parts(case).get(key, 0)
+            yield key, -amount, -amount
+    else:
         for each in case.movements:
-            sign = {Move.HOLD: 1, Move.UNDO: -1}.get(each.move, 0)
-            yield each.key, sign * each.amount, sign * each.amount
+            taken = {Move.HOLD: each.amount, Move.UNDO: -each.amount}.get(each.move, 0)
+            yield each.key, taken, -each.amount if each.move is Move.SETTLE else taken
 
 
 def _finding(replay: Replay, key: str, is_: Balance, should_be: Balance) -> Finding:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -190,3 +190,30 @@ def raises_always(_state: State, _message: Any, _arrival: Arrival, _decision: De
 def nothing_stored(_state: State, _message: Any, _arrival: Arrival, decision: Decision) -> Decision:
     """Answer, and change nothing."""
     return Decision({}, decision.messages)
+
+
+# --- logs that are trimmed
+
+
+def trim(evidence: Evidence, positions: Mapping[str, int], machines: Iterable[Machine] = MACHINES) -> Evidence:
+    """Put a snapshot in place of each partition's records below its position; those that are not named stay whole."""
+    for machine in machines:
+        for name in evidence.partitions:
+            if name.startswith(machine.service) and positions.get(name):
+                _trim_partition(evidence, name, machine, positions[name])
+    return evidence
+
+
+def _trim_partition(evidence: Evidence, name: str, machine: Machine, position: int) -> None:
+    partition = evidence.partitions[name]
+    older = [record for record in partition.records if record.offset < position]
+    before = PartitionEvidence(older, dict(partition.dead_letters))
+    snapshot = Evidence(evidence.topology, {name: before})
+    refold_partition(snapshot, name, machine)
+    partition.records = partition.records[len(older) :]
+    partition.begins, partition.opening = position, before.stored
+
+
+def ends_of(world: World) -> dict[str, int]:
+    """Return where the logs end: what comes later is what a log has that is trimmed here."""
+    return {name: world.log.end(name) for name in world.log.records}

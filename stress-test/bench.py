@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from measuring import REPORTS
 from measuring.processes import memory_mb
+from measuring.replay import Recovery, recover
 from measuring.report import Report, publish
 from measuring.round_trip import round_trips_ms
 from measuring.runs import RATE_MAX, Run, measure, warm_up
@@ -24,13 +25,14 @@ from measuring.systems import System, naive, nothing, ours
 
 from local.profiles import PROFILES, Profile, addresses
 
-NAMES = ("nothing", "naive", "ours", "kafka")
+NAMES = ("nothing", "naive", "ours", "kafka", "replay")
 USUAL = {"connections": (1, 16, 64, 128, 256), "rounds": 3, "seconds": 4}
 ORDERS_LEAST = 60_000
 COOL_DOWN_S = 4
 TRIPS_PER_ROUND = 170
 AROUND_RUNS_S = 150
 AROUND_RUN_S = 4
+REPLAY_S = 300
 
 console = Console()
 
@@ -54,7 +56,7 @@ class Plan:
     def longest_s(self) -> int:
         """Return after how long something must have gone wrong."""
         runs = self.rounds * len(self.connections) * len(self.names)
-        return AROUND_RUNS_S + runs * (self.seconds + AROUND_RUN_S)
+        return AROUND_RUNS_S + REPLAY_S + runs * (self.seconds + AROUND_RUN_S)
 
 
 def bench(plan: Plan) -> Report:
@@ -71,6 +73,7 @@ def bench(plan: Plan) -> Report:
                 report.round_trips_ms += kafka_round_trips(plan) if connections == min(plan.connections) else []
         time.sleep(COOL_DOWN_S)
         report.memory_mb = {system.name: memory_mb(system.groups()) for system in systems}
+        report.recovery = recovered(plan, stack)
         return report
 
 
@@ -84,6 +87,14 @@ def started(plan: Plan, stack: ExitStack) -> list[System]:
     if "nothing" in plan.names:
         found["nothing"] = stack.enter_context(nothing(plan.profile))
     return [found[name] for name in plan.names if name in found]
+
+
+def recovered(plan: Plan, stack: ExitStack) -> Recovery | None:
+    """Empty Redis and wait, if the plan says so.  Last of all: the system has other orders then."""
+    if "replay" not in plan.names:
+        return None
+    console.rule("an emptied Redis")
+    return recover(stack.enter_context(ours(plan.profile, plan.order_count)), plan.profile)
 
 
 def shown(run: Run) -> Run:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from measuring import REPORTS
+from measuring.replay import Recovery
 from measuring.runs import Run, median_run
 
 BUSY = 128
@@ -25,6 +26,7 @@ class Report:
     runs: list[Run] = field(default_factory=list)
     round_trips_ms: list[float] = field(default_factory=list)
     memory_mb: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    recovery: Recovery | None = None
 
     @property
     def systems(self) -> list[str]:
@@ -93,6 +95,11 @@ def figures(report: Report) -> list[Figure]:
     if "ours" in report.memory_mb:
         total = total_mb(report, "ours", "pss")
         found += [Figure("memory idle after load, MB (PSS)", total, 900, 600, more_is_better=False)]
+    if report.recovery:
+        name = "an emptied Redis with 100,000 entities a service is back, s"
+        found += [Figure(name, report.recovery.back_s, 15, 5, more_is_better=False)]
+        name = "replay without outputs over live, slowest service"
+        found += [Figure(name, report.recovery.times_live, 10, 20, more_is_better=True)]
     return found
 
 
@@ -103,7 +110,7 @@ def total_mb(report: Report, system: str, kind: str) -> float:
 
 def publish(report: Report, console: Console) -> None:
     """Print the tables and write the files."""
-    for table in (speed_table(report), *process_tables(report), figure_table(report)):
+    for table in (speed_table(report), *process_tables(report), *recovery_tables(report), figure_table(report)):
         console.print(table)
     if report.round_trips_ms:
         median = statistics.median(report.round_trips_ms)
@@ -111,7 +118,8 @@ def publish(report: Report, console: Console) -> None:
     REPORTS.mkdir(exist_ok=True)
     contents = asdict(report) | {"figures": [asdict(figure) for figure in figures(report)], "faults": report.faults}
     (REPORTS / "bench.json").write_text(json.dumps(contents, indent=2) + "\n")
-    draw(report)
+    if report.runs:
+        draw(report)
     console.print(f"Written: {REPORTS}/bench.json and bench.png", soft_wrap=True)
 
 
@@ -146,6 +154,29 @@ def process_table(report: Report, system: str) -> Table:
     for group, used in sorted(memory.items()):
         table.add_row(group, f"{run.cpu_ms.get(group, 0):.3f}", f"{used['rss']:.0f}", f"{used['pss']:.0f}")
     return table
+
+
+def recovery_tables(report: Report) -> list[Table]:
+    """Return what was folded again, and how soon an emptied Redis was back."""
+    if report.recovery is None:
+        return []
+    headings = (
+        "service",
+        "records behind the snapshot",
+        "live",
+        "folded",
+        "times live",
+        "by its owner",
+        "back after s",
+    )
+    table = Table(title="Replay, messages per second", show_footer=False)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "service" else "right")
+    for each in report.recovery.services:
+        rates = (f"{each.live:,.0f}", f"{each.folded:,.0f}", f"{each.times_live:.1f}", f"{each.owner:,.0f}")
+        table.add_row(each.service, f"{each.records:,}", *rates, f"{each.back_s:.1f}")
+    table.add_row("a checkout", *[""] * 5, f"{report.recovery.checkout_s:.1f}")
+    return [table]
 
 
 def figure_table(report: Report) -> Table:

@@ -1,0 +1,278 @@
+"""Replay: how much faster than it was written a log is folded again, and how soon an emptied Redis is back.
+
+`python -m measuring.replay <service>` folds as the service's snapshotter does, from the newest snapshot (or the log's
+start) to where the store stands; it takes a snapshot there, and prints {"records", "messages", "seconds"} as JSON.
+"""
+
+import asyncio
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib import import_module
+
+import requests
+import uvloop
+from prometheus_client import REGISTRY
+
+from common import telemetry
+from common.config import Settings, load
+from common.decision import Machine
+from common.fold import Record
+from common.log import DeadLetterBox, Ends, Producer, SnapshotTopics, Tail, inbox
+from common.messages import partitions_of
+from common.snapshot import Snapshots
+from common.snapshotter import PAUSE_S, Snapshotter, Surroundings
+from common.store import Store
+from local.profiles import HOST, SERVICES, Profile
+from local.programs import service_environment
+from local.redis_cluster import ask
+from measuring import ROOT
+from measuring.systems import System
+from measuring.wrk import run_wrk
+
+ENTITIES = 100_000
+CONNECTIONS = 128
+TAIL_S = 10
+FOLD_TIMEOUT_S = 120
+BACK_PATIENCE_S = 60
+POLL_S = 0.05
+BEGINNING_S = 0.5
+READS = {"order": "/orders/find/0", "stock": "/stock/find/0", "payment": "/payment/find_user/0"}
+
+
+@dataclass
+class Replayed:
+    """One service.  Rates are messages per second: written live, folded without outputs, folded again by its owner.
+
+    `records` of the tail came behind the snapshot.  `back_s` is from the flush to the first read that succeeded.
+    """
+
+    service: str
+    records: int
+    live: float
+    folded: float
+    owner: float
+    back_s: float
+
+    @property
+    def times_live(self) -> float:
+        """Return how many times faster than live the fold without outputs is."""
+        return self.folded / self.live
+
+
+@dataclass
+class Recovery:
+    """All services; `checkout_s` is from the flush to the first checkout that succeeded."""
+
+    services: list[Replayed] = field(default_factory=list)
+    checkout_s: float = 0.0
+
+    @property
+    def back_s(self) -> float:
+        """Return after how long everything was back."""
+        return max(self.checkout_s, *(each.back_s for each in self.services))
+
+    @property
+    def times_live(self) -> float:
+        """Return it of the slowest service."""
+        return min(each.times_live for each in self.services)
+
+
+def recover(system: System, profile: Profile) -> Recovery:
+    """Take snapshots, check out behind them, fold that once more; then empty Redis, and wait until all is back.
+
+    1. 100,000 entities a service, and a snapshot of each partition
+    2. a run at 128 connections: the tail, at the live rate
+    3. the same messages, folded without outputs
+    4. FLUSHALL on all nodes; reads of each service and checkouts, again and again until one succeeds
+    """
+    system.supply.order_count = ENTITIES
+    for path in (f"/stock/batch_init/{ENTITIES}/{ENTITIES}/1", f"/payment/batch_init/{ENTITIES}/{ENTITIES}"):
+        system.supply.post(path)
+    system.supply.post(f"/orders/batch_init/{ENTITIES}/{ENTITIES}/{ENTITIES}/1")
+    fold_all(profile)
+    before = messages(profile)
+    result = run_wrk(system.gateway_url, CONNECTIONS, TAIL_S, range(ENTITIES - 1))
+    seconds = result.duration_us / 1e6
+    settled = settle(profile)
+    live = {service: (settled[service] - before[service]) / seconds for service in SERVICES}
+    folded = fold_all(profile)
+    owners, back_s, checkout_s = empty(system, profile)
+    services = [
+        Replayed(
+            service=service,
+            records=int(folded[service]["records"]),
+            live=live[service],
+            folded=rate(folded[service]),
+            owner=owners[service],
+            back_s=back_s[service],
+        )
+        for service in SERVICES
+    ]
+    return Recovery(services, checkout_s)
+
+
+def rate(folded: Mapping[str, float]) -> float:
+    """Return messages per second."""
+    return folded["messages"] / folded["seconds"]
+
+
+def fold_all(profile: Profile) -> dict[str, dict[str, float]]:
+    """Fold each service once more, one after the other, and take its snapshots."""
+    return {service: fold(profile, service) for service in SERVICES}
+
+
+def fold(profile: Profile, service: str) -> dict[str, float]:
+    """Run this module for `service`."""
+    finished = subprocess.run(
+        [sys.executable, "-m", "measuring.replay", service],
+        cwd=ROOT,
+        env={**service_environment(profile), "PYTHONPATH": f"{ROOT}:{ROOT / 'stress-test'}"},
+        stdout=subprocess.PIPE,
+        check=True,
+        timeout=FOLD_TIMEOUT_S,
+    )
+    folded: dict[str, float] = json.loads(finished.stdout.splitlines()[-1])
+    return folded
+
+
+def messages(profile: Profile) -> dict[str, float]:
+    """Return how many messages the processors of each service have folded so far."""
+    return {service: sum(map(folded_by, profile.processor_ports(service))) for service in SERVICES}
+
+
+def folded_by(port: int) -> float:
+    """Return it of the processor whose metrics are at `port`."""
+    lines = requests.get(f"http://{HOST}:{port}/metrics", timeout=5).text.splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("checkout_batch_messages_sum"))
+
+
+def settle(profile: Profile) -> dict[str, float]:
+    """Wait until nothing is folded any more; return how many messages were."""
+    counted = messages(profile)
+    while True:
+        time.sleep(1)
+        before, counted = counted, messages(profile)
+        if counted == before:
+            return counted
+
+
+def empty(system: System, profile: Profile) -> tuple[dict[str, float], dict[str, float], float]:
+    """Empty Redis; return the owners' rates of replay, and after how long reads and a checkout succeeded."""
+    watches = {service: Watch(profile, service) for service in SERVICES}
+    for port in profile.redis_ports:
+        ask(port, "FLUSHALL")
+    flushed_s = time.monotonic()
+    back_s: dict[str, float] = {}
+
+    def wait(name: str, call: Callable[[], requests.Response]) -> None:
+        while time.monotonic() - flushed_s < BACK_PATIENCE_S:
+            with suppress(requests.RequestException):
+                if call().ok:
+                    back_s[name] = time.monotonic() - flushed_s
+                    return
+            time.sleep(POLL_S)
+
+    url = system.gateway_url
+    calls: dict[str, Callable[[], requests.Response]] = {
+        service: lambda path=path: requests.get(url + path, timeout=BACK_PATIENCE_S) for service, path in READS.items()
+    }
+    calls["checkout"] = lambda: requests.post(f"{url}/orders/checkout/{ENTITIES - 1}", timeout=BACK_PATIENCE_S)
+    threads = [threading.Thread(target=wait, args=each) for each in calls.items()]
+    for thread in (*threads, *watches.values()):
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for watch in watches.values():
+        watch.stop()
+    if len(back_s) < len(calls):
+        raise SystemExit(
+            f"not a valid bench: {BACK_PATIENCE_S} s after Redis was emptied only {sorted(back_s)} are back"
+        )
+    return {service: watch.rate for service, watch in watches.items()}, back_s, back_s.pop("checkout")
+
+
+class Watch(threading.Thread):
+    """Looks how fast a service's processors fold, from the first new message to the last."""
+
+    def __init__(self, profile: Profile, service: str) -> None:
+        super().__init__(daemon=True)
+        self._ports = profile.processor_ports(service)
+        self._seen: list[tuple[float, float]] = []
+        self._is_over = threading.Event()
+
+    def run(self) -> None:
+        """Look again and again."""
+        while not self._is_over.wait(POLL_S):
+            self._seen.append((time.monotonic(), sum(map(folded_by, self._ports))))
+
+    def stop(self) -> None:
+        """End it."""
+        self._is_over.set()
+        self.join()
+
+    @property
+    def rate(self) -> float:
+        """Return messages per second; 0 when it was over between two looks."""
+        moving = [seen for seen, after in zip(self._seen, self._seen[1:], strict=False) if after[1] > seen[1]]
+        if not moving:
+            return 0.0
+        first, last = moving[0], self._seen[self._seen.index(moving[-1]) + 1]
+        return (last[1] - first[1]) / (last[0] - first[0])
+
+
+# --- the process that folds ------------------------------------------------------------------------------------------
+
+
+class Counted(Tail):
+    """A tail that knows how many records it brought, and since when."""
+
+    records = 0
+    since_s = 0.0
+
+    async def poll(self, wait_s: float, records_max: int) -> list[Record]:
+        """Return the next records."""
+        Counted.since_s = Counted.since_s or time.monotonic()
+        found = await super().poll(wait_s, records_max)
+        Counted.records += len(found)
+        return found
+
+
+async def fold_once(machine: Machine, settings: Settings) -> dict[str, float]:
+    """Fold until every partition was compared with the store and has a snapshot there."""
+    producer, ends = Producer(settings), Ends(settings)
+    started_s = time.time()
+    surroundings = Surroundings(
+        tail=lambda partition: Counted(settings, inbox(partition), ends),
+        store=Store(settings),
+        dead_letters=DeadLetterBox(settings, machine.service, producer),
+        snapshots=Snapshots(SnapshotTopics(settings, producer)),
+        records_min=1,
+        now_s=lambda: time.time() + (0 if time.time() - started_s < BEGINNING_S else PAUSE_S),
+    )
+    folding = asyncio.ensure_future(Snapshotter(machine, settings.topology, surroundings).run())
+    names = partitions_of(machine.service, settings.topology)
+    seconds = 0.0
+    while any(not seen("checkout_snapshot_position", name) for name in names):
+        await asyncio.sleep(0.005)
+        if not seconds and all(seen("checkout_states_compared_total", name) for name in names):
+            seconds = time.monotonic() - Counted.since_s
+    folding.cancel()
+    folded = sum(seen("checkout_batch_messages_sum", name) for name in names)
+    return {"records": Counted.records, "messages": folded, "seconds": seconds}
+
+
+def seen(metric: str, partition: str) -> float:
+    """Return a metric of this process, 0 while there is none."""
+    return REGISTRY.get_sample_value(metric, {"partition": partition}) or 0.0
+
+
+if __name__ == "__main__":
+    telemetry.configure_logging("WARNING")
+    MACHINE = import_module(f"{sys.argv[1]}.domain").MACHINE
+    print(json.dumps(uvloop.run(fold_once(MACHINE, load()))))

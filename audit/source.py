@@ -57,7 +57,8 @@ class Source:
         self._settings = settings
         self._store = Store(settings, DUMP_TIMEOUT_S)
         self._ends = Ends(settings)
-        self._producer = Producer(settings)  # which sends nothing
+        self._producer = Producer(settings)  # sends nothing
+        self._snapshots = Snapshots(SnapshotTopics(settings, self._producer))
         topology = settings.topology
         self._names = [name for service in topology for name in partitions_of(service, topology)]
 
@@ -103,8 +104,8 @@ class Source:
         letters = await _all(self._dead_letters(name) for name in self._names)
         logs = await _all(self._log(name, ends[name]) for name in self._names)
         partitions = {
-            name: PartitionEvidence(records, dead, position, stored, begins, opening)
-            for name, (begins, opening, records), dead, (position, stored) in zip(
+            name: PartitionEvidence(records, dead, position, stored, begins, fields)
+            for name, (begins, fields, records), dead, (position, stored) in zip(
                 self._names, logs, letters, dumps, strict=True
             )
         }
@@ -117,22 +118,25 @@ class Source:
     async def _log(self, name: str, end: int) -> _Log:
         async with a_tail(self._settings, inbox(name)) as tail:
             first, _ = await tail.bounds()
-            begins, opening = await self._opening(name, first) if first else (0, {})
+            begins, fields = await opening(self._snapshots, name, first) if first else (0, {})
             tail.seek(begins)
             try:
-                return begins, opening, await _until(tail, name, begins, end)
+                return begins, fields, await _until(tail, name, begins, end)
             except LogFailed as why:
                 now, _ = await tail.bounds()
                 raise (_Trimmed if now > begins else LogFailed)(str(why)) from why
 
-    async def _opening(self, name: str, first: int) -> tuple[int, dict[str, bytes]]:
-        """Return the oldest snapshot behind which all of the log is there: most can be joined from it on."""
-        snapshots = Snapshots(SnapshotTopics(self._settings, self._producer))
-        for manifest in reversed(await snapshots.newest_first(name)):
-            if manifest.position >= first:
-                with contextlib.suppress(Unreadable):
-                    return manifest.position, await _fields(snapshots, name, manifest)
-        raise CannotAudit(f"the log of {name} begins at {first}, and no snapshot that can be read goes on from there")
+
+async def opening(snapshots: Snapshots, name: str, first: int) -> tuple[int, dict[str, bytes]]:
+    """Return position and fields of the oldest snapshot behind which the log, which begins at `first`, is whole.
+
+    The oldest: most can be joined from there on.  Raise CannotAudit when there is none.
+    """
+    for manifest in reversed(await snapshots.newest_first(name)):
+        if manifest.position >= first:
+            with contextlib.suppress(Unreadable):
+                return manifest.position, await _fields(snapshots, name, manifest)
+    raise CannotAudit(f"the log of {name} begins at {first}, and no snapshot that can be read goes on from there")
 
 
 async def _fields(snapshots: Snapshots, name: str, manifest: Manifest) -> dict[str, bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable
 from typing import Any
@@ -27,9 +28,9 @@ from audited import (
     wrong,
 )
 from builders import NOW_MS
-from world import World
+from world import MemorySnapshotLog, World
 
-from audit import Evidence, Kind, audit
+from audit import Evidence, Kind, audit, source
 from audit.facts import Fact
 from audit.opening import Opening
 from audit.requests import Requests
@@ -50,6 +51,7 @@ from common.messages import (
     encode,
 )
 from common.redelivery import again
+from common.snapshot import Snapshots
 from order.checkout import SETTLED_LEAST
 from order.domain import MACHINE as ORDER
 from order.domain import CheckOut, InitOrders, Order
@@ -182,6 +184,38 @@ def test_a_whole_log_says_nothing_of_it() -> None:
 
     assert report.trimmed is None
     assert "Not joined" not in report.text()
+
+
+# --- which snapshot it begins with -----------------------------------------------------------------------------------
+
+
+def snapshots_at(*positions: int) -> MemorySnapshotLog:
+    log = MemorySnapshotLog()
+    for position in positions:
+        asyncio.run(Snapshots(log).take("stock-0", position, b"header %d" % position, {"Item:apple": b"%d" % position}))
+    return log
+
+
+def opening_at(log: MemorySnapshotLog, first: int) -> tuple[int, dict[str, bytes]]:
+    return asyncio.run(source.opening(Snapshots(log), "stock-0", first))
+
+
+def test_it_begins_with_the_oldest_snapshot_behind_which_the_log_is_whole() -> None:
+    position, fields = opening_at(snapshots_at(10, 20, 30), 15)
+
+    assert (position, fields) == (20, {"Item:apple": b"20", "header": b"header 20"})
+
+
+def test_a_snapshot_that_cannot_be_read_is_passed_over() -> None:
+    log = snapshots_at(10, 20, 30)
+    log.chunk_log["stock-0"][1] = None
+
+    assert opening_at(log, 20)[0] == 30
+
+
+def test_a_trimmed_log_without_a_snapshot_cannot_be_judged() -> None:
+    with pytest.raises(source.CannotAudit, match="begins at 31, and no snapshot"):
+        opening_at(snapshots_at(10, 20, 30), 31)
 
 
 # --- corrupted behind the snapshots: found as on a whole log ---------------------------------------------------------

@@ -330,7 +330,7 @@ def redeliver(world: World, letter: fold.DeadLetter) -> None:
     envelope = envelope.messages[letter.index]
     if isinstance(envelope, Letter) and not machine.excuse(envelope.message):
         world.owners[letter.partition] = Owner(letter.partition, machine, world)
-        world.log.append(letter.partition, [again(machine, envelope, letter)])
+        world.log.append(letter.partition, [again(machine, letter)])
 
 
 def crowd(world: World) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+import xmlrpc.client
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +29,8 @@ from local.profiles import PROFILES, REPOSITORY
 from local.system import System
 
 VIOLATIONS_SHOWN = 5
+BREAKS_OFF = (AssertionError, LookupError, OSError, RuntimeError, subprocess.SubprocessError, xmlrpc.client.Error)
+"""What a drill may end with instead of a result: who was to be hit was not there, or did not answer."""
 
 console = Console(highlight=False)
 
@@ -56,11 +59,12 @@ def run(name: str, profile: str, runs: int, **plan: float) -> None:
     todo = [(fault, number) for fault in faults for number in range(runs)]
     with ground(System(profile)) as where:
         results = list(drills(where, todo, how, folder))
-    report = Report(results, how, profile, commit())
+    broken_off = len(todo) - len(results)
+    report = Report(results, how, profile, commit(), broken_off)
     report.write(folder)
     console.print(table(report))
     console.print(f"Written: {folder}/index.html", soft_wrap=True)
-    sys.exit(any(result.missed for result in results))
+    sys.exit(bool(broken_off) or any(result.missed for result in results))
 
 
 @main.command(name="overload")
@@ -93,6 +97,8 @@ def soak_(profile: str, **plan: float) -> None:
     folder = new_folder("soak", how.seed)
     with ground(System(profile)) as where:
         result = soak.soak(where.system, how, folder, console.print)
+        if not result.audit.is_clean:
+            where.after_offence(folder / "system")
     soak_report.write(result, commit(), folder)
     console.print(*soak_report.tables(result))
     console.print("Not as required: " + escape("; ".join(result.missed)) if result.missed else "As required.")
@@ -120,11 +126,16 @@ def drills(where: Ground, todo: list[tuple[Fault, int]], how: Plan, folder: Path
         for fault, number in todo:
             bar.update(task, description=f"{fault.name} {number}", step="well?")
             time_until_well(where.system)
-            result, records = drill(where.system, fault, how, number, lambda step: bar.update(task, step=step))
-            bar.console.print(line(result), soft_wrap=True)
+            try:
+                result, records = drill(where.system, fault, how, number, lambda step: bar.update(task, step=step))
+            except BREAKS_OFF:
+                # One of hundreds, and the others are still to be seen.
+                bar.console.print_exception()
+            else:
+                bar.console.print(line(result), soft_wrap=True)
+                keep(result, records, folder, where)
+                yield result
             bar.update(task, advance=1, step="")
-            keep(result, records, folder, where)
-            yield result
 
 
 def keep(result: Result, records: list[Record], folder: Path, where: Ground) -> None:

@@ -101,6 +101,8 @@ class Report:
     plan: Plan
     profile: str
     commit: str
+    broken_off: int = 0
+    """Drills without a result: what they ended with stands on the terminal."""
 
     @property
     def rows(self) -> list[Row]:

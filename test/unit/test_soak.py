@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from drills.chapters import check
 from drills.judge import Audit, Explained
 from drills.measure import Request, Span
+from drills.records import Record, dump
 from drills.resources import FILLING_S, OBSERVED_S_MIN, Growth, Sample, growths, settled, slope
 from drills.soak import NONE, Plan, Result, Strike, incidents, leaks, together
 from drills.soak_report import fault_rows, growth_row
+from histories.notation import told
 from msgspec.structs import replace
 
 
@@ -162,3 +166,17 @@ def test_what_was_seen_for_too_short_has_no_slope() -> None:
 )
 def test_who_grows_is_said_but_for_data_that_are_kept(growth: Growth, phrases: list[str]) -> None:
     assert leaks([growth]) == phrases
+
+
+# --- chapters --------------------------------------------------------------------------------------------------------
+
+
+def test_the_calls_of_a_chapter_are_kept_only_if_something_is_wrong(tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
+    found = '0-1 /stock/item/create/5 -> {"item_id": "apple"}\n2-3 /stock/find/apple -> {"stock": %d, "price": 5}'
+    for path, stock in ((good, 0), (bad, 7)):
+        dump((Record(operation, 200, (200,)) for operation in told(found % stock)), path)
+
+    assert check(good) == Explained()
+    assert len(check(bad).violations) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.jsonl"]

@@ -27,10 +27,10 @@ status: bootstrap ## Show every process and every partition (JSON=1: as JSON)
 audit: bootstrap ## Join orders, charges and deductions one by one, print every offender (JSON=1: as JSON)
 	@$(PYTHON) -m audit $(PROFILE) $(if $(JSON),--json)
 
-test: check ## Prove it all: check, unit, simulation, integration, end-to-end; on ports of its own
+test: check ## Prove it all: check, unit, simulation, integration, drills, end-to-end; on ports of its own
 	@$(PYTHON) -m pytest test/unit -n 2 --durations=5 --cov --cov-report=
 	@$(PYTHON) -m coverage report --include=$(PURE) --fail-under=100
-	@$(PYTHON) -m pytest --ignore=test/unit --ignore=test/drills -n 2 --dist loadgroup --durations=10 --cov --cov-append --cov-report=term
+	@$(PYTHON) -m pytest --ignore=test/unit -n 2 --dist loadgroup --durations=10 --cov --cov-append --cov-report=term
 
 check: bootstrap ## Format, lint, types, imports
 	@.venv/bin/ruff format --check

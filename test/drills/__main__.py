@@ -78,7 +78,7 @@ def overload_(profile: str, factor: float, seconds: float, seed: int) -> None:
         load = overload(where.system, factor, seconds, seed)
     verdict = judged(load)
     if verdict.violations:
-        dump(load.operations, PROFILES[profile].home / "overload.history.jsonl")
+        dump(load.operations, new_folder("overload", seed) / "history.jsonl")
     phrases = missed(verdict)
     for text in (*lines(verdict), *verdict.violations[:VIOLATIONS_SHOWN]):
         console.print(text, soft_wrap=True)

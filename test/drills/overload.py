@@ -18,7 +18,7 @@ from pathlib import Path
 from random import Random
 
 import msgspec
-from drills.drill import audited, told_by
+from drills import judge
 from drills.flood import Answer, Call, flood
 from drills.measure import Span, percentile
 from drills.schedule import KEY_RATE, KINDS, PLENTY, PRICE
@@ -123,7 +123,7 @@ def overload(system: System, factor: float, seconds: float, seed: int) -> Load:
         answers=answers,
         others=[*town, *looks],
         pss_mb=pss_mb,
-        audit=told_by(audited(system)),
+        audit=str(judge.audit(system)),
         is_well=is_well,
     )
 

@@ -20,7 +20,9 @@ from local.profiles import HOST, PROFILES, SERVICES, Profile
 
 PLACES = 2
 QUEUE_MAX = 4
+BUSY_QUEUE_MAX = 2
 WELL_S = 20.0
+REFUSED_S = 1.0
 NOTICED_S = 1.5
 """Each server is asked every 500 ms."""
 
@@ -115,7 +117,11 @@ async def a_gateway(profile: Profile, folder: Path) -> Process:
     """Start HAProxy with our configuration and room for few."""
     servers = folder / "servers.cfg"
     servers.write_text(gateway.servers(profile))
-    few = {"GATEWAY_SERVER_MAXCONN": str(PLACES), "GATEWAY_QUEUE_MAX": str(QUEUE_MAX)}
+    few = {
+        "GATEWAY_SERVER_MAXCONN": str(PLACES),
+        "GATEWAY_QUEUE_MAX": str(QUEUE_MAX),
+        "GATEWAY_BUSY_QUEUE_MAX": str(BUSY_QUEUE_MAX),
+    }
     return await asyncio.create_subprocess_exec(
         *("setpriv", "--pdeathsig", "KILL", "--", "haproxy", "-db", "-f", str(gateway.CONFIG), "-f", str(servers)),
         env=os.environ | gateway.environment(profile) | few,
@@ -180,24 +186,37 @@ async def test_as_soon_as_one_is_ready_again_it_gets_all_requests(tmp_path: Path
 async def test_more_than_may_wait_are_refused_at_once_and_told_when_to_come_back(tmp_path: Path) -> None:
     async with scene(tmp_path) as found:
         room = PLACES * len(found.webs) + QUEUE_MAX
-        calls = [asyncio.ensure_future(found.wire.ask("POST", "/orders/held")) for _ in range(room + 7)]
-        try:
-            assert all(is_refusal(call.result()) for call in await a_few(calls, 7))
-        finally:
-            for web in found.webs:
-                web.go.set()
 
-        assert Counter(answer.status for answer in await asyncio.gather(*calls)) == {200: room, 503: 7}
+        assert await crowded(found, room + 7) == {200: room, 503: 7}
 
 
-async def a_few(calls: list[asyncio.Future[Answer]], count: int) -> set[asyncio.Future[Answer]]:
-    """Return those that end first, when there are so many."""
-    done: set[asyncio.Future[Answer]] = set()
-    while len(done) < count:
-        ended, _ = await asyncio.wait(set(calls) - done, timeout=WELL_S, return_when=asyncio.FIRST_COMPLETED)
-        assert ended, f"{len(done)} of {len(calls)} calls were answered, the others wait"
-        done |= ended
-    return done
+async def test_once_somebody_was_refused_fewer_may_wait(tmp_path: Path) -> None:
+    async with scene(tmp_path) as found:
+        places = PLACES * len(found.webs)
+        assert await crowded(found, places + QUEUE_MAX + 1) == {200: places + QUEUE_MAX, 503: 1}
+
+        assert await crowded(found, places + BUSY_QUEUE_MAX + 5) == {200: places + BUSY_QUEUE_MAX, 503: 5}
+
+
+async def test_as_long_as_nobody_was_refused_all_may_wait_that_there_is_room_for(tmp_path: Path) -> None:
+    async with scene(tmp_path) as found:
+        room = PLACES * len(found.webs) + QUEUE_MAX
+
+        for _ in range(3):
+            assert await crowded(found, room) == {200: room}
+
+
+async def crowded(found: Scene, count: int) -> Counter[int]:
+    """Return the statuses of so many calls at once; those that are let in are held until the others are refused."""
+    for web in found.webs:
+        web.go.clear()
+    calls = [asyncio.ensure_future(found.wire.ask("POST", "/orders/held")) for _ in range(count)]
+    await asyncio.wait(calls, timeout=REFUSED_S)
+    refused = [call.result() for call in calls if call.done()]
+    for web in found.webs:
+        web.go.set()
+    assert all(map(is_refusal, refused))
+    return Counter(answer.status for answer in await asyncio.gather(*calls))
 
 
 def is_refusal(answer: Answer) -> bool:

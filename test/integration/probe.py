@@ -7,11 +7,13 @@ import time
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from uuid import uuid4
 
 import msgspec
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 
+from common import store as store_module
 from common.config import Settings
 from common.decision import Machine
 from common.fold import Codec, DeadLetters, Fold, Folded, Header, Memory, Missing, Record, Rules
@@ -20,7 +22,7 @@ from common.messages import Asker, Message, Outcome, Request, Told, Topology, en
 from common.processor import Partition, World
 from common.processor import Publisher as Publishing
 from common.processor import Store as Storing
-from common.snapshot import Snapshots
+from common.snapshot import Manifest, Snapshots
 from common.store import Replies, Store, StoreFailed
 from common.tasks import spawn
 from local.system import System
@@ -29,6 +31,7 @@ from stock.domain import MACHINE as STOCK
 STUCK_S = 30.0
 POLL_S = 0.05
 WEB = "web-probe"
+APPLY = (Path(store_module.__file__).parent / "apply.lua").read_text()
 
 State = dict[str, bytes]
 """A partition's hash, byte for byte."""
@@ -287,6 +290,11 @@ class _HeldStore:
 
     async def apply(self, partition: str, folded: Folded, *, with_replies: bool) -> None:
         await self._store.apply(partition, folded, with_replies=with_replies)
+
+    async def restore(
+        self, partition: str, expected: int, manifest: Manifest, chunks: AsyncIterator[dict[str, bytes]]
+    ) -> None:
+        await self._store.restore(partition, expected, manifest, chunks)
 
 
 async def caught_up(probe: ProbeSettings, partition: str = "") -> None:

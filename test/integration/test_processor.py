@@ -22,6 +22,8 @@ from integration.probe import (
     a_publisher,
     a_redis,
     a_request,
+    a_tail,
+    a_world,
     ask,
     caught_up,
     hash_of,
@@ -36,11 +38,11 @@ from integration.probe import (
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
-from common import processor
+from common import processor, snapshot, snapshotter
 from common.decision import Arrival, Decision, Machine
 from common.decision import State as Entities
 from common.fold import OTHER_CALL, Codec, DeadLetters, Result, result_key
-from common.log import DeadLetterBox, Publisher, inbox, set_up
+from common.log import DeadLetterBox, Publisher, SnapshotTopics, inbox, set_up
 from common.messages import (
     Done,
     Letter,
@@ -57,6 +59,8 @@ from common.messages import (
 )
 from common.new_rules import announce
 from common.redelivery import CannotRedeliver, redeliver
+from common.snapshot import Snapshots
+from common.snapshotter import Snapshotter, Surroundings
 from local.system import System
 from stock.domain import SHORTAGE, AddStock, CreateItem, Item, SubtractStock
 
@@ -128,6 +132,54 @@ async def test_an_emptied_store_is_rebuilt_from_the_log_without_any_traffic(syst
 
         await assert_exact(probe)
         assert rewinds(probe, "Fenced") >= 1
+
+
+async def test_an_emptied_store_is_restored_from_a_snapshot_once_its_log_was_trimmed(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshotter, "LOOK_S", 0.05)
+    monkeypatch.setattr(snapshotter, "PAUSE_S", 0.0)
+    monkeypatch.setattr(snapshot, "CHUNK_BYTES", 5_000)
+    probe = await a_log(system)
+
+    async with running(probe), a_publisher(probe) as publisher, a_redis(probe) as redis:
+        async with snapshotting(probe):
+            for _ in range(3):
+                await trade(publisher, probe, 100)
+                await caught_up(probe)
+                await until(lambda: is_newest_snapshot_at_end(probe), "there is a snapshot of all that is stored")
+        before = await stored(redis, probe.first)
+        async with a_tail(probe, probe.first) as tail:
+            first, end = await tail.bounds()
+        assert 0 < first < end
+        with capture_logs() as logs:
+            await asyncio.to_thread(faults.redis(system, faults.primary_of(system, probe.first)).flushall)
+            await caught_up(probe)
+
+        assert await stored(redis, probe.first) == before
+        assert end in [entry["position"] for entry in logs if entry["event"] == "restored"]
+        await trade(publisher, probe, 10)
+        await caught_up(probe)
+    assert REGISTRY.get_sample_value("checkout_states_compared_total", {"partition": probe.first})
+
+
+@asynccontextmanager
+async def snapshotting(probe: ProbeSettings) -> AsyncIterator[None]:
+    """Have a snapshotter, with connections of its own, that takes a snapshot whenever it may."""
+    async with a_world(probe) as world:
+        real = Surroundings(world.tail, world.store, world.dead_letters, world.snapshots, 1)
+        work = asyncio.ensure_future(Snapshotter(probe.machine, probe.topology, real).run())
+        try:
+            yield
+        finally:
+            work.cancel()
+            await asyncio.wait({work})
+
+
+async def is_newest_snapshot_at_end(probe: ProbeSettings) -> bool:
+    async with a_producer(probe) as producer, a_tail(probe, probe.first) as tail:
+        manifests = await Snapshots(SnapshotTopics(probe, producer)).newest_first(probe.first)
+        return bool(manifests) and manifests[0].position == (await tail.bounds())[1]
 
 
 async def test_a_failover_that_forgets_is_noticed_and_replayed(system: System) -> None:

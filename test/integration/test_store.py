@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 
 import pytest
 from e2e import faults
 from integration.probe import (
+    APPLY,
     POLL_S,
     STUCK_S,
     WEB,
@@ -25,8 +26,10 @@ from redis import Redis
 from redis.exceptions import OutOfMemoryError, ResponseError
 
 from common.fold import Folded
+from common.log import LogFailed
 from common.messages import Done, Told
-from common.store import APPLY, REPLY_LIFE_MS, Fenced, Store, StoreFailed
+from common.snapshot import Manifest
+from common.store import FILL_FIELDS, FILL_LIFE_MS, REPLY_LIFE_MS, Fenced, Store, StoreFailed
 from local.system import System
 
 
@@ -328,3 +331,47 @@ async def go_on(store: Store, probe: ProbeSettings, position: int, end: int) -> 
 
 def all_until(end: int) -> dict[str, bytes]:
     return {f"Item:{number}": str(number).encode() for number in range(end)} | {"position": str(end).encode()}
+
+
+# --- restoring -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_large_snapshot_is_put_in_place_also_where_a_node_forgot_the_scripts(system: System) -> None:
+    probe = a_probe(system)
+    fields = {f"Item:{number}": b"\x00\xff" for number in range(2 * FILL_FIELDS + 1)}
+
+    async def chunks() -> AsyncIterator[dict[str, bytes]]:
+        yield fields
+        await asyncio.to_thread(primary_of(system, probe).script_flush)
+
+    async with a_store(probe) as store, a_redis(probe) as redis:
+        primary_of(system, probe).script_flush()
+        await store.restore(probe.first, 0, Manifest(7, b"h", len(fields), ()), chunks())
+
+        assert await store.dump(probe.first) == (7, {"header": b"h", **fields})
+        assert await redis.pttl(hash_of(probe.first)) == NEVER_EXPIRES
+        assert temporaries(system, probe) == []
+
+
+async def test_a_snapshot_that_nobody_puts_in_place_expires(system: System) -> None:
+    probe = a_probe(system)
+
+    async def chunks() -> AsyncIterator[dict[str, bytes]]:
+        yield {"Item:apple": b"a"}
+        raise LogFailed
+
+    async with a_store(probe) as store, a_redis(probe) as redis:
+        with pytest.raises(LogFailed):
+            await store.restore(probe.first, 0, Manifest(7, b"h", 2, ()), chunks())
+
+        (temporary,) = temporaries(system, probe)
+        assert 0 < await redis.pttl(temporary) <= FILL_LIFE_MS
+        assert await redis.hlen(temporary) == 3
+
+
+NEVER_EXPIRES = -1
+
+
+def temporaries(system: System, probe: ProbeSettings) -> list[bytes]:
+    """Return the keys under which snapshots of the probe's partition are being restored."""
+    return list(primary_of(system, probe).scan_iter(f"{hash_of(probe.first)}:restore:*", count=10_000))

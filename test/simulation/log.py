@@ -310,7 +310,8 @@ class SimulatedSnapshotLog:
 
     async def trim(self, partition: str, position: int, chunk: int, manifest: int) -> None:
         """Delete what is below these offsets: records of the inbox, chunks, manifests.  In this order."""
-        self._log.trims.append(Trim(partition, position, self._seen[partition]))
+        if partition in self._seen:
+            self._log.trims.append(Trim(partition, position, self._seen[partition]))
         await self._delete(partition, position)
         self._sender.count("log trimmed")
         await self._delete(beside(partition, SNAPSHOTS), chunk)

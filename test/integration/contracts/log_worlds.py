@@ -14,13 +14,21 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from integration.contracts.relay import Relay, a_relay
 from integration.contracts.worlds import SEED, a_wire, contract
 from integration.probe import ProbeSettings, a_log, a_producer, a_tail, records_of, until
-from simulation.log import SimulatedDeadLetterBox, SimulatedEnds, SimulatedLog, SimulatedSender, SimulatedTail
+from simulation.log import (
+    SimulatedDeadLetterBox,
+    SimulatedEnds,
+    SimulatedLog,
+    SimulatedSender,
+    SimulatedSnapshotLog,
+    SimulatedTail,
+)
 from simulation.process import EPOCH_S, Fate, Process
 
-from common.log import TOPIC_CONFIG, DeadLetterBox, Ends, Producer, Sender, Tail, inbox
+from common.log import TOPIC_CONFIG, DeadLetterBox, Ends, Producer, Sender, SnapshotTopics, Tail, inbox
 from common.processor import DeadLetterBox as Box
 from common.processor import Tail as Following
 from common.request_reply import Ends as Asking
+from common.snapshot import SnapshotLog
 from local.system import System
 
 LATE_MAX_S = 60.0
@@ -47,6 +55,10 @@ class LogWorld(Protocol):
 
     async def dead_letters(self) -> Box:
         """Return the service's dead letters."""
+        ...
+
+    async def snapshots(self) -> SnapshotLog:
+        """Return the service's snapshots."""
         ...
 
     def slow_sender(self) -> AbstractAsyncContextManager[Sender]:
@@ -98,6 +110,9 @@ class SimulatedLogWorld:
 
     async def dead_letters(self) -> Box:
         return SimulatedDeadLetterBox(SimulatedSender(self._log, self._wire, self._process), self._log, "probe")
+
+    async def snapshots(self) -> SnapshotLog:
+        return SimulatedSnapshotLog(SimulatedSender(self._log, self._wire, self._process), self._log)
 
     @asynccontextmanager
     async def slow_sender(self) -> AsyncIterator[Sender]:
@@ -154,6 +169,9 @@ class RealLogWorld:
 
     async def dead_letters(self) -> Box:
         return DeadLetterBox(self._settings, self._direct.service, await self.sender())
+
+    async def snapshots(self) -> SnapshotLog:
+        return SnapshotTopics(self._settings, await self.sender())
 
     @asynccontextmanager
     async def slow_sender(self) -> AsyncIterator[Sender]:

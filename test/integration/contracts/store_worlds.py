@@ -11,7 +11,7 @@ from typing import Protocol, Self
 
 from e2e import faults
 from integration.contracts.worlds import a_wire, contract
-from integration.probe import a_probe, a_store, hash_of
+from integration.probe import APPLY, a_probe, a_store, hash_of
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from simulation.process import Fate, Process
@@ -20,7 +20,7 @@ from simulation.store import Cluster, SimulatedReplies, SimulatedStore
 from common.fold import Folded
 from common.processor import Store as Moving
 from common.request_reply import Replies as Taking
-from common.store import APPLY, REPLY_LIFE_MS, Replies
+from common.store import REPLY_LIFE_MS, Replies
 from local.system import System
 
 FROZEN_S = 1.2

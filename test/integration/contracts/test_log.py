@@ -16,6 +16,7 @@ from common.fold import DeadLetter, Record
 from common.log import LogFailed, Sender, inbox
 from common.messages import Genesis
 from common.processor import Tail
+from common.snapshot import SnapshotLog
 
 CLOCK_SLACK_MS = 1_000
 OVERSIZED_BYTES = 1_048_588 + 1
@@ -369,3 +370,103 @@ async def test_of_two_dead_letters_for_one_message_the_first_counts(world: LogWo
 
     assert await box.of(world.first) == await another.of(world.first) == {(3, 1): 0}
     assert await box.of(world.first, since=1) == {(3, 1): 1}
+
+
+# --- snapshots, and what is deleted ----------------------------------------------------------------------------------
+
+
+async def chunks_at(snapshots: SnapshotLog, partition: str, *offsets: int) -> list[bytes | None]:
+    """Return the chunks, None where there is none."""
+    found = snapshots.chunks(partition, list(offsets))
+    return [None if chunk is None else chunk.value async for chunk in found]
+
+
+async def manifests_of(snapshots: SnapshotLog, partition: str) -> list[tuple[int, bytes]]:
+    return [(record.offset, record.value) for record in await snapshots.manifests(partition)]
+
+
+@log_contract
+async def test_chunks_and_manifests_are_read_back_and_partitions_do_not_mix(world: LogWorld) -> None:
+    snapshots, another = await world.snapshots(), await world.snapshots()
+    assert await manifests_of(snapshots, world.first) == []
+    assert await chunks_at(snapshots, world.first, 0) == [None]
+
+    offsets = [await snapshots.put_chunk(world.first, chunk) for chunk in (b"a", b"b", b"c")]
+    await snapshots.put_manifest(world.first, b"m0")
+    await another.put_manifest(world.first, b"m1")
+    await another.put_chunk(world.second, b"other")
+
+    assert offsets == [0, 1, 2]
+    assert await chunks_at(another, world.first, 2, 0, 3, 1) == [b"c", b"a", None, b"b"]
+    assert await manifests_of(another, world.first) == [(0, b"m0"), (1, b"m1")]
+    assert await manifests_of(another, world.second) == []
+    assert await (await world.tail(world.first)).bounds() == (0, 1)
+
+
+@log_contract
+async def test_what_is_deleted_is_gone_for_everybody_and_nothing_else_is(world: LogWorld) -> None:
+    sender, snapshots = await world.sender(), await world.snapshots()
+    await fill(sender, world.first, *numbered(9))
+    for name in (b"a", b"b", b"c"):
+        await snapshots.put_chunk(world.first, name)
+        await snapshots.put_manifest(world.first, name)
+    connected = await world.tail(world.first)
+    assert await values_from(connected, 1, 10) == numbered(9)
+
+    await snapshots.trim(world.first, 4, 2, 1)
+    await snapshots.trim(world.first, 3, 0, 0)  # a late one brings nothing back
+
+    for tail in (connected, await world.tail(world.first)):
+        assert await tail.bounds() == (4, 10)
+        assert await values_from(tail, 4, 10) == numbered(9)[3:]
+    assert await chunks_at(snapshots, world.first, 0, 1, 2) == [None, None, b"c"]
+    assert await manifests_of(snapshots, world.first) == [(1, b"b"), (2, b"c")]
+    assert await (await world.tail(world.second)).bounds() == (0, 1)
+    assert await fill(sender, world.first, b"next") == [10]
+
+
+@log_contract
+async def test_a_tail_that_stands_where_records_were_deleted_fails(world: LogWorld) -> None:
+    await fill(await world.sender(), world.first, *numbered(9))
+    tail = await world.tail(world.first)
+    await (await world.snapshots()).trim(world.first, 4, 0, 0)
+
+    for position in (0, 3):
+        tail.seek(position)
+        with pytest.raises(LogFailed):
+            await follow(tail, position, 5)
+    assert await values_from(tail, 4, 10) == numbered(9)[3:]
+
+
+@log_contract
+async def test_everything_can_be_deleted_but_nothing_that_is_yet_to_come(world: LogWorld) -> None:
+    snapshots, tail = await world.snapshots(), await world.tail(world.first)
+    await fill(await world.sender(), world.first, *numbered(2))
+
+    with pytest.raises(LogFailed):
+        await snapshots.trim(world.first, 4, 0, 0)
+    assert await tail.bounds() == (0, 3)
+    await snapshots.trim(world.first, 3, 0, 0)
+
+    assert await tail.bounds() == (3, 3)
+    assert await fill(await world.sender(), world.first, b"next") == [3]
+    assert await values_from(tail, 3, 4) == [b"next"]
+
+
+@log_contract
+async def test_snapshots_of_a_log_out_of_reach_fail_and_are_not_said_to_be_missing(world: LogWorld) -> None:
+    snapshots = await world.snapshots()
+    await snapshots.put_chunk(world.first, b"a")
+
+    async with world.outage():
+        for call in (
+            snapshots.put_chunk(world.first, b"b"),
+            snapshots.put_manifest(world.first, b"m"),
+            snapshots.manifests(world.first),
+            chunks_at(snapshots, world.first, 0),
+            snapshots.trim(world.first, 0, 0, 0),
+        ):
+            with pytest.raises(LogFailed):
+                await call
+
+    assert await chunks_at(snapshots, world.first, 0) == [b"a"]

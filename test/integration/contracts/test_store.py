@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import suppress
 
 import pytest
@@ -11,6 +12,7 @@ from integration.contracts.store_worlds import StoreWorld, store_contract
 from common.fold import Folded
 from common.messages import Done, Told
 from common.processor import Store
+from common.snapshot import Manifest, Unreadable
 from common.store import REPLY_WAIT_S, Fenced, StoreFailed
 
 WEB = "web-1"
@@ -325,3 +327,113 @@ async def test_an_emptied_primary_stands_at_0_and_has_neither_fields_nor_replies
     await store.apply(world.partition, a_fold(0, 2, {"b": b"b2"}), with_replies=True)
     assert await state(world, "a", "b") == (2, [None, b"b2"])
     assert await all_told(world) == []
+
+
+# --- restoring -------------------------------------------------------------------------------------------------------
+
+CHUNKS = ({"Item:apple": b"a", "Item:pear": b"\x00\xff"}, {"Page:attempt-1": b"p"})
+SNAPSHOT = Manifest(7, b"the header", 3, ())
+RESTORED = (7, [b"the header", b"a", b"\x00\xff", b"p"])
+FIELDS = ("header", "Item:apple", "Item:pear", "Page:attempt-1")
+
+
+async def chunks() -> AsyncIterator[dict[str, bytes]]:
+    for chunk in CHUNKS:
+        yield chunk
+
+
+async def insist_on_restoring(world: StoreWorld, store: Store, expected: int) -> None:
+    """Restore as an owner does."""
+    while True:
+        try:
+            return await store.restore(world.partition, expected, SNAPSHOT, chunks())
+        except StoreFailed:
+            await asyncio.sleep(A_WHILE_S)
+
+
+@store_contract
+async def test_a_snapshot_comes_in_place_of_nothing_and_of_all_that_an_older_state_has(world: StoreWorld) -> None:
+    store = await world.store()
+    await store.restore(world.partition, 0, SNAPSHOT, chunks())
+    assert await state(world, *FIELDS) == RESTORED
+
+    await apply(world, a_fold(7, 9, {"header": b"newer", "Item:new": b"n", "Item:pear": None}))
+    await store.restore(world.partition, 9, SNAPSHOT, chunks())  # whether it is newer is for whoever restores to know
+
+    assert await state(world, *FIELDS) == RESTORED
+    assert await state(world, "Item:new") == (7, [None])
+    await apply(world, a_fold(7, 8, {"Item:apple": b"a8"}))
+    assert await state(world, "Item:apple") == (8, [b"a8"])
+
+
+@store_contract
+async def test_a_restore_over_another_state_is_fenced_and_changes_nothing(world: StoreWorld) -> None:
+    store = await world.store()
+    await apply(world, a_fold(0, 5, {"header": b"h", "Item:apple": b"mine"}))
+
+    for expected in (0, 4, 6, 50):
+        with pytest.raises(Fenced) as fenced:
+            await store.restore(world.partition, expected, SNAPSHOT, chunks())
+        assert fenced.value.stored == 5
+
+    assert await state(world, *FIELDS) == (5, [b"h", b"mine", None, None])
+
+
+@store_contract
+async def test_a_restore_that_was_carried_out_already_succeeds(world: StoreWorld) -> None:
+    store = await world.store()
+    await store.read(world.partition, [])
+
+    async with world.answers_lost():
+        with suppress(StoreFailed):
+            await store.restore(world.partition, 0, SNAPSHOT, chunks())
+    for _ in range(2):
+        await store.restore(world.partition, 0, SNAPSHOT, chunks())
+
+    assert await state(world, *FIELDS) == RESTORED
+
+
+@store_contract
+async def test_what_lacks_a_field_or_cannot_be_read_is_never_seen(world: StoreWorld) -> None:
+    async def unreadable() -> AsyncIterator[dict[str, bytes]]:
+        yield CHUNKS[0]
+        raise Unreadable
+
+    async def first_only() -> AsyncIterator[dict[str, bytes]]:
+        yield CHUNKS[0]
+
+    store = await world.store()
+
+    with pytest.raises(Unreadable):
+        await store.restore(world.partition, 0, SNAPSHOT, unreadable())
+    with pytest.raises(StoreFailed):
+        await store.restore(world.partition, 0, SNAPSHOT, first_only())
+
+    assert await state(world, *FIELDS) == (0, [None] * 4)
+
+
+@store_contract
+async def test_a_snapshot_of_which_a_failover_forgets_a_part_is_not_put_in_place(world: StoreWorld) -> None:
+    store = await world.store()
+    first_is_there, go_on, all_is_there, end = (asyncio.Event() for _ in range(4))
+
+    async def slow_chunks() -> AsyncIterator[dict[str, bytes]]:
+        yield CHUNKS[0]
+        first_is_there.set()
+        await go_on.wait()
+        yield CHUNKS[1]
+        all_is_there.set()
+        await end.wait()
+
+    restoring = asyncio.ensure_future(store.restore(world.partition, 0, SNAPSHOT, slow_chunks()))
+    await first_is_there.wait()
+    async with world.forgetting():
+        go_on.set()
+        await all_is_there.wait()
+    end.set()
+
+    with pytest.raises(StoreFailed):
+        await restoring
+    assert await state(world, *FIELDS) == (0, [None] * 4)
+    await insist_on_restoring(world, store, 0)
+    assert await state(world, *FIELDS) == RESTORED

@@ -7,6 +7,7 @@ doubles, and one on the broker and the Redis Cluster of the system under test.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -71,4 +72,4 @@ class PlannedWire(Wire):
 
 def a_wire(fate: Fate = Fate.OK) -> PlannedWire:
     """Return a wire between simulated processes and what they call."""
-    return PlannedWire(Random(SEED), {}, lambda _: None, fate=fate)  # type: ignore[arg-type]
+    return PlannedWire(Random(SEED), Counter(), lambda _: None, fate=fate)

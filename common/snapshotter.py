@@ -128,8 +128,7 @@ class _Memory:
         folded.ended.clear()
         folded.gaps = 0
         if self._position == self._target:
-            self._compare()
-            await self._take_if_due()
+            await self._arrive()
 
     async def left(self, offset: int) -> int:
         """Return how many records from `offset` on may be folded now."""
@@ -141,9 +140,17 @@ class _Memory:
     async def _look(self) -> None:
         """Note where the store is now.  Dead letters first: those of all that is to be folded are on record by now."""
         position, (header,) = await self._real.store.read(self._name, ["header"])
-        if position > self._position:
-            await self.letters.learn(self._codec.header(header).counts.get(BURIED, 0))
-            self._target, self._target_header = position, header
+        if position == 0 or position < self._position:
+            return
+        await self.letters.learn(self._codec.header(header).counts.get(BURIED, 0))
+        self._target, self._target_header = position, header
+        if position == self._position:
+            await self._arrive()
+
+    async def _arrive(self) -> None:
+        """Compare, where the store was seen; keep it, if it is time."""
+        self._compare()
+        await self._take_if_due()
 
     def _compare(self) -> None:
         if self._fields["header"] != self._target_header:

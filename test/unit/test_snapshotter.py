@@ -17,7 +17,7 @@ from world import STOCK, state_of
 
 from common import snapshotter
 from common.decision import Machine
-from common.fold import Record
+from common.fold import Codec, Record
 from common.log import LogFailed
 from common.messages import AskPrice, encode
 from common.snapshot import Snapshots
@@ -71,6 +71,13 @@ async def compare(tested: Snapshotter) -> None:
     before = compared()
     async with working(tested) as work:
         await eventually(lambda: compared() > before, work)
+
+
+def altered(header: bytes) -> bytes:
+    """Return a header that says that something else has changed."""
+    changed = Codec(STOCK).header(header)
+    changed.digest ^= 1
+    return encode(changed)
 
 
 # --- comparing
@@ -132,7 +139,7 @@ def test_a_state_that_is_not_what_its_log_makes_halts_until_it_is() -> None:
         await bench.catch_up()
         stored = bench.store.memory.hashes[PARTITION]
         right = stored["header"]
-        stored["header"] = right[:-1] + bytes([right[-1] ^ 1])  # the digest's last bit
+        stored["header"] = altered(right)
         before = compared()
         with structlog.testing.capture_logs() as logs:
             async with working(a_snapshotter(bench, records_min=1)) as work:
@@ -143,6 +150,20 @@ def test_a_state_that_is_not_what_its_log_makes_halts_until_it_is() -> None:
                 await eventually(lambda: compared() > before, work)
         assert halted() == 0
         assert PARTITION in bench.snapshot_log.manifest_log
+
+    run(test, a_bench())
+
+
+def test_a_state_that_rests_is_compared_too() -> None:
+    async def test(bench: Bench) -> None:
+        await bench.catch_up()
+        seen = compared()
+        async with working(a_snapshotter(bench)) as work:
+            await eventually(lambda: compared() > seen + 3, work)
+            stored = bench.store.memory.hashes[PARTITION]
+            stored["header"] = altered(stored["header"])
+            with structlog.testing.capture_logs() as logs:
+                await eventually(lambda: any(entry["event"] == "halted" for entry in logs), work)
 
     run(test, a_bench())
 

@@ -34,7 +34,7 @@ from audit import Evidence, Kind, audit, source
 from audit.facts import Fact
 from audit.opening import Opening
 from audit.requests import Requests
-from common.decision import Arrival, Decision, State
+from common.decision import Arrival, Decision, Reply, State
 from common.fold import ATTEMPT_RETENTION_MS, Header, Page, Result
 from common.messages import (
     Asker,
@@ -527,3 +527,42 @@ def test_a_request_that_was_pending_before_is_never_decided_again() -> None:
     requests.take(Fact("order-0-5-0", "order-0", NOW_MS, request, encode(request), Decision()))
 
     assert [finding.kind for finding in requests.findings] == [Kind.DECIDED_TWICE]
+
+
+def test_a_request_that_was_pending_before_and_is_forgotten_may_be_decided_again() -> None:
+    requests = Requests()
+    request = Request(Asker("o-1/attempt/a1", 7, "web-1"), NOW_MS, CheckOut("o-1"))
+    requests.begin("order-0", Opening(5, NOW_MS, entities={"Result:o-1/attempt/a1": Result(7, None)}))
+    told = Decision({}, (Reply(request.asker, Done()),))
+    answer = Letter("stock-0", 1, UserCharged("order-0-4-0"))
+
+    requests.take(Fact("order-0-5-0", "order-0", NOW_MS, answer, encode(answer), told))
+    later_ms = NOW_MS + ATTEMPT_RETENTION_MS + 1
+    requests.take(Fact("order-0-6-0", "order-0", later_ms, request, encode(request), Decision()))
+
+    assert requests.findings == []
+
+
+def test_the_time_by_which_results_are_forgotten_is_the_snapshots_at_first() -> None:
+    requests = Requests()
+    request = Request(Asker("apple/attempt/a1", 7, "web-1"), NOW_MS, AddStock("apple", 1))
+    page = Page(NOW_MS, ("apple/attempt/a1",))
+    now_ms = NOW_MS + ATTEMPT_RETENTION_MS + 1
+    requests.begin("stock-0", Opening(5, now_ms, entities={"Page:attempt-1": page}))
+
+    requests.take(Fact("stock-0-5-0", "stock-0", NOW_MS, request, encode(request), Decision({}, (Done(),))))
+
+    assert requests.findings == []
+
+
+def test_what_was_opened_before_and_is_open_has_been_so_since_the_snapshot_at_least() -> None:
+    world = begun_with_one_sale()
+    fill(world, "o-2", apple=1)
+    world.ask("order", "o-2", CheckOut("o-2"))
+    world.owners["order-0"].step()
+    evidence = trim(evidence_of(world), ends_of(world) | {"payment-1": 3, "stock-0": 4})
+    evidence.read_ms = NOW_MS + 31_000
+
+    details = [finding.detail for finding in audit(evidence).findings if finding.kind is Kind.STILL_OPEN]
+
+    assert [detail.partition(":")[0] for detail in details] == ["for 31.0 s"]

@@ -27,6 +27,7 @@ from local.profiles import PROFILES, Profile, addresses
 
 NAMES = ("nothing", "naive", "ours", "kafka", "replay")
 USUAL = {"connections": (1, 16, 64, 128, 256), "rounds": 3, "seconds": 4}
+QUICK = {"names": NAMES[:-1], "connections": (1, 128), "rounds": 1, "seconds": 3}
 ORDERS_LEAST = 60_000
 COOL_DOWN_S = 4
 TRIPS_PER_ROUND = 170
@@ -144,7 +145,7 @@ def main(**options: Any) -> None:
 
 def plan_of(*, quick: bool, profile: str, **options: Any) -> Plan:
     """Return the plan that the options ask for; what they leave open is the whole bench or the quick one."""
-    usual = {"connections": (1, 128), "rounds": 1, "seconds": 3} if quick else USUAL
+    usual = QUICK if quick else USUAL
     given = {name: value for name, value in options.items() if value}
     return Plan(**{"names": NAMES, **usual, **given}, profile=PROFILES[profile])
 

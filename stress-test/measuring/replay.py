@@ -28,6 +28,7 @@ from common.messages import partitions_of
 from common.snapshot import Snapshots
 from common.snapshotter import PAUSE_S, Snapshotter, Surroundings
 from common.store import Store
+from common.tasks import spare_garbage_collection
 from local.profiles import HOST, SERVICES, Profile
 from local.programs import service_environment
 from local.redis_cluster import ask
@@ -274,5 +275,6 @@ def seen(metric: str, partition: str) -> float:
 
 if __name__ == "__main__":
     telemetry.configure_logging("WARNING")
+    spare_garbage_collection()
     MACHINE = import_module(f"{sys.argv[1]}.domain").MACHINE
     print(json.dumps(uvloop.run(fold_once(MACHINE, load()))))

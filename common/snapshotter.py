@@ -2,8 +2,9 @@
 
 It takes the owners' own code (common.processor), with a store in its memory, an address for letters where nobody lives,
 and a tail that stays behind the real store: it goes from one position that the store had to a later one.  There its
-header has to be the store's, byte for byte: I6, audited all day.  Now and then it takes a snapshot there.  After a
-crash it begins at the newest snapshot, as an owner does whose store was emptied.
+header has to be the store's, byte for byte, and so have some other fields, others each time: I6, audited all day.  Now
+and then it takes a snapshot there.  After a crash it begins at the newest snapshot, as an owner does whose store was
+emptied.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from common.watchdog import nurse
 
 LOOK_S = 1.0
 """Having caught up, wait so long before looking where the store is: the longer, the larger and cheaper the batches."""
+SEEN_FIELDS = 100
+"""Fields of the store that are compared at each look, beside the header: 100,000 in a quarter of an hour."""
 PAUSE_S = 60.0
 """At least so long between two snapshots of one partition, also where one could not be finished."""
 
@@ -95,7 +98,8 @@ class _Memory:
         self._real = real
         self._position = self._target = 0
         self._fields: dict[str, bytes] = {}
-        self._target_header: bytes | None = None
+        self._seen: dict[str, bytes | None] = {}
+        self._unseen: list[str] = []
         self._snapshot_position = 0
         self._snapshot_s = real.now_s()
 
@@ -138,14 +142,23 @@ class _Memory:
         return max(self._target - offset, 0)
 
     async def _look(self) -> None:
-        """Note where the store is now.  Dead letters first: those of all that is to be folded are on record by now."""
-        position, (header,) = await self._real.store.read(self._name, ["header"])
+        """Note where the store is now, with its header and some other fields: all of them in time.
+
+        Dead letters first: those of all that is to be folded are on record by now.
+        """
+        names = ["header", *self._next_names()]
+        position, values = await self._real.store.read(self._name, names)
         if position == 0 or position < self._position:
             return
-        await self.letters.learn(self._codec.header(header).counts.get(BURIED, 0))
-        self._target, self._target_header = position, header
+        await self.letters.learn(self._codec.header(values[0]).counts.get(BURIED, 0))
+        self._target, self._seen = position, dict(zip(names, values, strict=True))
         if position == self._position:
             await self._arrive()
+
+    def _next_names(self) -> list[str]:
+        self._unseen = self._unseen or list(self._fields)
+        names, self._unseen = self._unseen[:SEEN_FIELDS], self._unseen[SEEN_FIELDS:]
+        return names
 
     async def _arrive(self) -> None:
         """Compare, where the store was seen; keep it, if it is time."""
@@ -153,7 +166,7 @@ class _Memory:
         await self._take_if_due()
 
     def _compare(self) -> None:
-        if self._fields["header"] != self._target_header:
+        if any(self._fields.get(name) != value for name, value in self._seen.items()):
             position, self._position, self._target, self._fields = self._position, 0, 0, {}
             raise Halted(f"{self._name} at {position}: what is stored is not what its log makes: I6 is broken")
         telemetry.COMPARED.labels(self._name).inc()

@@ -168,6 +168,22 @@ def test_a_state_that_rests_is_compared_too() -> None:
     run(test, a_bench())
 
 
+def test_a_field_that_is_not_what_the_log_makes_halts_sooner_or_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshotter, "SEEN_FIELDS", 1)
+
+    async def test(bench: Bench) -> None:
+        await bench.catch_up()
+        stored = bench.store.memory.hashes[PARTITION]
+        seen = compared()
+        async with working(a_snapshotter(bench)) as work:
+            await eventually(lambda: compared() > seen + 2 * len(stored), work)
+            stored["Item:apple"] = encode(Item(5, 11))
+            with structlog.testing.capture_logs() as logs:
+                await eventually(lambda: any(entry["event"] == "halted" for entry in logs), work)
+
+    run(test, a_bench())
+
+
 def test_a_store_that_was_taken_back_is_compared_when_it_is_further_on_again() -> None:
     async def test(bench: Bench) -> None:
         before = bench.store.memory.snapshot(PARTITION)

@@ -42,6 +42,7 @@ from integration.probe import (
     until,
 )
 from prometheus_client import REGISTRY
+from relay import Translate
 
 from common import log, watchdog
 from common.fold import Folded
@@ -160,25 +161,23 @@ async def can_send(producer: Producer, probe: ProbeSettings) -> bool:
 class DeafRelay(Relay):
     """Loses what is produced, and carries everything else."""
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, gate: asyncio.Event) -> None:
-        heard = _Without(reader) if gate is self._requests else reader
-        await super()._pump(heard, writer, gate)  # type: ignore[arg-type]
+    def requests_filter(self) -> Translate:
+        return without_produce()
 
 
-class _Without:
-    """A stream without Kafka's Produce requests: each has its length, then its API key, which is 0."""
+def without_produce() -> Translate:
+    """Return what lets all but Kafka's Produce requests through: each has its length, then its API key, which is 0."""
+    heard = bytearray()
 
-    def __init__(self, reader: asyncio.StreamReader) -> None:
-        self._reader = reader
+    def others(data: bytes) -> bytes:
+        heard.extend(data)
+        passed = b""
+        while len(heard) >= (size := 4 + int.from_bytes(heard[:4], "big")) > 4:
+            passed += b"" if heard[4:6] == b"\0\0" else heard[:size]
+            del heard[:size]
+        return passed
 
-    async def read(self, _count: int) -> bytes:
-        with contextlib.suppress(asyncio.IncompleteReadError):
-            while True:
-                length = await self._reader.readexactly(4)
-                request = await self._reader.readexactly(int.from_bytes(length, "big"))
-                if request[:2] != b"\0\0":
-                    return length + request
-        return b""
+    return others
 
 
 async def test_a_producer_that_only_fails_although_the_log_can_be_read_ends_the_process(

@@ -45,7 +45,7 @@ def properties(profile: Profile, node: int) -> str:
             "controller.quorum.voters": voters,
             "log.dirs": folder(profile, node),
         }
-        | _listeners(profile.kafka_ports[node], profile.controller_ports[node])
+        | _listeners(profile.kafka_ports[node], profile.controller_ports[node], profile.listen_offset)
         | _replication(profile.brokers)
     )
 
@@ -78,11 +78,15 @@ def _settings(settings: dict[str, object]) -> str:
     return "".join(f"{key}={value}\n" for key, value in (settings | _SETTINGS).items())
 
 
-def _listeners(port: int, controller_port: int) -> dict[str, object]:
+def _listeners(port: int, controller_port: int, listen_offset: int = 0) -> dict[str, object]:
     return {
-        "listeners": f"PLAINTEXT://{HOST}:{port},CONTROLLER://{HOST}:{controller_port}",
-        "advertised.listeners": f"PLAINTEXT://{HOST}:{port}",
+        "listeners": _addresses(port + listen_offset, controller_port + listen_offset),
+        "advertised.listeners": _addresses(port, controller_port),
     }
+
+
+def _addresses(port: int, controller_port: int) -> str:
+    return f"PLAINTEXT://{HOST}:{port},CONTROLLER://{HOST}:{controller_port}"
 
 
 def _replication(brokers: int) -> dict[str, object]:

@@ -20,6 +20,8 @@ class Profile:
     copies: int
     """How many web processes, and how many processors, each service has."""
     port_offset: int = 0
+    listen_offset: int = 0
+    """Kafka and Redis listen so far above the ports where they say they are: somebody has to relay in between."""
     memory_min_mb: int
     partitions: int = 2
     """Of each inbox.  One is enough for one processor, and makes the largest batches."""
@@ -36,22 +38,22 @@ class Profile:
 
     @property
     def kafka_ports(self) -> tuple[int, ...]:
-        """One a broker, for clients and other brokers."""
+        """One a broker, where clients and other brokers find it."""
         return self._ports(9092, self.brokers)
 
     @property
     def controller_ports(self) -> tuple[int, ...]:
-        """One a broker, for the quorum."""
+        """One a broker, where the quorum finds it."""
         return self._ports(9192, self.brokers)
 
     @property
     def redis_ports(self) -> tuple[int, ...]:
-        """One a node, for clients."""
+        """One a node, where clients find it."""
         return self._ports(7000, self.redis_primaries * (1 + self.redis_replicas_per_primary))
 
     @property
     def redis_bus_ports(self) -> tuple[int, ...]:
-        """One a node, for the other nodes."""
+        """One a node, where the other nodes find it."""
         return self._ports(7100, len(self.redis_ports))
 
     def web_ports(self, service: str) -> tuple[int, ...]:
@@ -68,7 +70,7 @@ class Profile:
 
     @property
     def data_ports(self) -> tuple[int, ...]:
-        """What Kafka and Redis listen on."""
+        """Where Kafka and Redis are found."""
         return self.kafka_ports + self.controller_ports + self.redis_ports + self.redis_bus_ports
 
     @property
@@ -77,6 +79,11 @@ class Profile:
         services = (self.web_ports(service) + self.processor_ports(service) for service in SERVICES)
         snapshotters = tuple(self.snapshotter_port(service) for service in SERVICES)
         return (self.gateway_port, self.stats_port, *sum(services, ()), *snapshotters)
+
+    @property
+    def listened_ports(self) -> tuple[int, ...]:
+        """What the profile's processes listen on."""
+        return (*(port + self.listen_offset for port in self.data_ports), *self.service_ports)
 
     @property
     def home(self) -> Path:
@@ -127,6 +134,14 @@ PROFILES = {
     for profile in (
         Profile(name="small", brokers=1, redis_replicas_per_primary=0, copies=1, memory_min_mb=1000, partitions=1),
         Profile(name="ha", brokers=3, redis_replicas_per_primary=1, copies=2, memory_min_mb=2500),
+        Profile(
+            name="net",
+            brokers=3,
+            redis_replicas_per_primary=1,
+            copies=2,
+            listen_offset=300,
+            memory_min_mb=2500,
+        ),
         Profile(name="test", brokers=1, redis_replicas_per_primary=1, copies=2, port_offset=10_000, memory_min_mb=1500),
     )
 }

@@ -119,8 +119,10 @@ def nodes_conf(members: Iterable[Member], myself: Member) -> str:
 
 def _place(profile: Profile, node: int) -> dict[str, object]:
     return {
-        "port": profile.redis_ports[node],
-        "cluster-port": profile.redis_bus_ports[node],
+        "port": profile.redis_ports[node] + profile.listen_offset,
+        "cluster-port": profile.redis_bus_ports[node] + profile.listen_offset,
+        "cluster-announce-port": profile.redis_ports[node],
+        "cluster-announce-bus-port": profile.redis_bus_ports[node],
         "dir": f'"{folder(profile, node)}"',
     }
 

@@ -25,7 +25,7 @@ from local.supervision import Supervision
 
 START_TIMEOUT_S = 60.0
 POLL_S = 0.1
-EXCLUSIVE = ("small", "ha")
+EXCLUSIVE = ("small", "ha", "net")
 """They share their ports, so one of them is up at a time."""
 
 Step = Callable[[str], AbstractContextManager[object]]
@@ -142,7 +142,7 @@ class System:
 
     def _start_data(self, step: Step) -> None:
         self._check_others()
-        preflight.check(self.profile, self.profile.data_ports + self.profile.service_ports)
+        preflight.check(self.profile, self.profile.listened_ports)
         if not broker.jars_are_there():
             with step("Kafka's jars"):
                 broker.fetch_jars()

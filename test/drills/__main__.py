@@ -7,6 +7,7 @@ import subprocess
 import sys
 import xmlrpc.client
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from drills.faults import FAULTS, Fault, chosen
 from drills.ground import Ground, ground
 from drills.overload import judged, lines, missed, overload
 from drills.records import Record
+from drills.relays import RelayedSystem
 from drills.report import Report, table
 from drills.well import time_until_well
 from histories.model import dump
@@ -31,6 +33,8 @@ from local.system import System
 VIOLATIONS_SHOWN = 5
 BREAKS_OFF = (AssertionError, LookupError, OSError, RuntimeError, subprocess.SubprocessError, xmlrpc.client.Error)
 """What a drill may end with instead of a result: who was to be hit was not there, or did not answer."""
+RELAYED = "net"
+"""The profile in which relays are between everybody and Kafka and Redis."""
 
 console = Console(highlight=False)
 
@@ -48,7 +52,7 @@ def main() -> None:
 @click.option("--seconds", default=10.0, show_default=True, help="Of load, at least; until all is well.")
 @click.option("--rate", default=80.0, show_default=True, help="Requests a second.")
 @click.option("--seed", default=1, show_default=True, help="Who is hit, and who asks for what.")
-@click.option("--profile", type=click.Choice(list(PROFILES)), default="ha", show_default=True)
+@click.option("--profile", type=click.Choice(list(PROFILES)), default="ha", show_default=True, help="Without relays.")
 def run(name: str, profile: str, runs: int, **plan: float) -> None:
     """Drill, and write reports/drills/<date>-<seed>/index.html."""
     faults = chosen(name)
@@ -57,10 +61,14 @@ def run(name: str, profile: str, runs: int, **plan: float) -> None:
     how = Plan(rate=plan["rate"], seconds=plan["seconds"], seed=int(plan["seed"]))
     folder = new_folder("drills", how.seed)
     todo = [(fault, number) for fault in faults for number in range(runs)]
-    with ground(System(profile)) as where:
-        results = list(drills(where, todo, how, folder))
+    parts = {
+        profile: [each for each in todo if not each[0].needs_relays],
+        RELAYED: [each for each in todo if each[0].needs_relays],
+    }
+    results = [result for name, part in parts.items() if part for result in on(name, part, how, folder)]
     broken_off = len(todo) - len(results)
-    report = Report(results, how, profile, commit(), broken_off)
+    names = ", ".join(name for name, part in parts.items() if part)
+    report = Report(results, how, names, commit(), broken_off)
     report.write(folder)
     console.print(table(report))
     console.print(f"Written: {folder}/index.html", soft_wrap=True)
@@ -113,6 +121,21 @@ def list_() -> None:
     for fault in FAULTS:
         rows.add_row(fault.name, fault.what, str(fault.requirement))
     console.print(rows)
+
+
+def on(profile: str, todo: list[tuple[Fault, int]], how: Plan, folder: Path) -> list[Result]:
+    """Drill on a profile's system; what is done to its network needs relays."""
+    with ExitStack() as stack:
+        system = stack.enter_context(relayed()) if profile == RELAYED else System(profile)
+        return list(drills(stack.enter_context(ground(system)), todo, how, folder))
+
+
+@contextmanager
+def relayed() -> Iterator[System]:
+    """Yield the system whose network can be cut."""
+    system = RelayedSystem(RELAYED)
+    with system.relayed():
+        yield system
 
 
 def drills(where: Ground, todo: list[tuple[Fault, int]], how: Plan, folder: Path) -> Iterator[Result]:

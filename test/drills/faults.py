@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
-from drills import brokers, releases, torn, well
-from drills.requirement import CLIENTS_ASK_AGAIN, NOTHING_FAILS, Requirement
+from drills import brokers, network, releases, torn, well
+from drills.fault import BROKER_GONE, PROCESSOR_GONE, REDIS_GONE, WEB_GONE, Fault, Inject, within
+from drills.requirement import CLIENTS_ASK_AGAIN, NOTHING_FAILS
 from drills.scene import Scene
 from e2e.faults import hand_over, replica_of, wait_until
 from msgspec.structs import replace
@@ -18,31 +18,7 @@ FREEZE_S = 8.0
 AWAY_S = 30.0
 SLOW_S = 12.0
 A_TWENTIETH = (0.005, 0.095)
-MOSTLY_200_MS = (0.005, 0.2)
-ALONE = "order-0"
-"""No other partition's state is where this one's is."""
 BETWEEN_KILLS_MAX_S = 0.03
-
-Inject = Callable[[Scene], object]
-"""Does it, and returns when nothing more is done to the system; what died comes back by itself."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fault:
-    """`touches` are the beginnings of the paths that suffer by it; the throughput of all others is compared."""
-
-    name: str
-    what: str
-    inject: Inject
-    requirement: Requirement
-    load_s_max: float = 90.0
-    """The load ends when the system is well again, but not later."""
-    touches: tuple[str, ...] = ()
-
-
-def within(gap_s: float) -> Requirement:
-    """Return that nothing fails, and nobody waits longer."""
-    return replace(NOTHING_FAILS, gap_s_max=gap_s)
 
 
 def chosen(name: str) -> list[Fault]:
@@ -166,14 +142,9 @@ def slow_processor(scene: Scene) -> None:
     scene.slow(scene.processor("payment"), A_TWENTIETH, SLOW_S)
 
 
-def slow_redis(scene: Scene) -> None:
-    scene.slow(scene.redis_primary_of(ALONE), MOSTLY_200_MS, SLOW_S)
-
-
 # --- what is required ------------------------------------------------------------------------------------------------
 
 EMPTIED = "a Redis primary emptied and restarted at once"
-OF_A_BROKER = replace(NOTHING_FAILS, gap_s_max=4.5, controller_gap_s_max=7.0)
 BROKER_ROLES = {
     "leader": "the broker that leads the busiest partition",
     "controller": "the broker that is the active controller",
@@ -187,19 +158,19 @@ def _of_each_service(service: str) -> Iterator[Fault]:
         name=f"web-kill-{service}",
         what=f"{web}: kill -9",
         inject=kill_web(service),
-        requirement=within(2.0),
+        requirement=WEB_GONE,
     )
     yield Fault(
         name=f"processor-kill-{service}",
         what=f"{processor}: kill -9",
         inject=kill_processor(service),
-        requirement=within(3.5),
+        requirement=PROCESSOR_GONE,
     )
     yield Fault(
         name=f"processor-freeze-{service}",
         what=f"{processor}: SIGSTOP 8 s",
         inject=freeze_processor(service),
-        requirement=within(3.5),
+        requirement=PROCESSOR_GONE,
     )
 
 
@@ -208,25 +179,25 @@ def _of_each_role(role: str) -> Iterator[Fault]:
         name=f"broker-kill-{role}",
         what=f"{BROKER_ROLES[role]}: kill -9",
         inject=kill_broker(role),
-        requirement=OF_A_BROKER,
+        requirement=BROKER_GONE,
     )
     yield Fault(
         name=f"broker-freeze-{role}",
         what=f"{BROKER_ROLES[role]}: SIGSTOP 8 s",
         inject=freeze_broker(role),
-        requirement=OF_A_BROKER,
+        requirement=BROKER_GONE,
     )
 
 
 FAULTS: tuple[Fault, ...] = (
     *(fault for service in SERVICES for fault in _of_each_service(service)),
     Fault(name="web-freeze", what="a web process: SIGSTOP 8 s", inject=freeze_web, requirement=within(5.0)),
-    Fault(name="redis-kill", what="a Redis primary: kill -9", inject=kill_redis, requirement=within(4.0)),
+    Fault(name="redis-kill", what="a Redis primary: kill -9", inject=kill_redis, requirement=REDIS_GONE),
     Fault(
         name="redis-freeze",
         what="a Redis primary: SIGSTOP 8 s",
         inject=freeze_redis,
-        requirement=within(4.0),
+        requirement=REDIS_GONE,
     ),
     Fault(name="redis-emptied", what=EMPTIED, inject=empty_redis, requirement=NOTHING_FAILS),
     Fault(name="redis-flushed", what="a Redis primary: FLUSHALL", inject=flush_redis, requirement=NOTHING_FAILS),
@@ -290,17 +261,11 @@ FAULTS: tuple[Fault, ...] = (
         requirement=replace(CLIENTS_ASK_AGAIN, well_s_max=30.0),
     ),
     Fault(
-        name="redis-slow",
-        what="a Redis primary that stands 200 ms before it answers, for 12 s",
-        inject=slow_redis,
-        requirement=replace(NOTHING_FAILS, others_share_min=0.6),
-        touches=("/orders/",),
-    ),
-    Fault(
         name="processor-slow",
         what="a payment processor at 5 % CPU for 12 s",
         inject=slow_processor,
         requirement=replace(NOTHING_FAILS, others_share_min=0.6),
         touches=("/payment/", "/orders/checkout/"),
     ),
+    *network.FAULTS,
 )

@@ -19,6 +19,7 @@ from typing import Any, cast
 import pytest
 from drills.relays import Network, Ways, owners, ways
 
+from local import broker, redis_cluster
 from local.profiles import HOST, PROFILES
 from local.system import System
 
@@ -61,11 +62,11 @@ def passes(speaker: socket.socket, listener: socket.socket) -> bool:
 @pytest.fixture
 def brokers() -> Iterator[list[socket.socket]]:
     listening = [socket.create_server((HOST, port + PROFILE.listen_offset)) for port in PROFILE.kafka_ports]
-    for broker in listening:
-        broker.settimeout(FOREVER_S)
+    for each in listening:
+        each.settimeout(FOREVER_S)
     yield listening
-    for broker in listening:
-        broker.close()
+    for each in listening:
+        each.close()
 
 
 @pytest.fixture
@@ -74,6 +75,19 @@ def network(brokers: list[socket.socket]) -> Iterator[Network]:
     network = Network(a_system(os.getpid()))
     with network.running():
         yield network
+
+
+def test_who_listens_elsewhere_says_where_it_is_found() -> None:
+    port, bus_port = PROFILE.redis_ports[1], PROFILE.redis_bus_ports[1]
+    settings = redis_cluster.settings(PROFILE, 1)
+    assert f"\nport {port + 300}\n" in f"\n{settings}"
+    assert f"\ncluster-announce-port {port}\ncluster-announce-bus-port {bus_port}\n" in settings
+
+    settings = broker.properties(PROFILE, 1)
+    found = f"PLAINTEXT://{HOST}:{PROFILE.kafka_ports[1]},CONTROLLER://{HOST}:{PROFILE.controller_ports[1]}"
+    assert f"advertised.listeners={found}\n" in settings
+    assert f"1@{HOST}:{PROFILE.controller_ports[1]}," in settings
+    assert f"listeners=PLAINTEXT://{HOST}:{PROFILE.kafka_ports[1] + 300}," in settings
 
 
 def test_between_two_lists_are_all_pairs_but_those_of_one_with_itself() -> None:

@@ -8,7 +8,7 @@ import msgspec
 from simulation.log import SPOILT, Trim, beside, dead_letters_in, manifests_in
 from simulation.system import System
 
-from common.fold import Codec, Fold, Header, Memory, Missing, Rules
+from common.fold import Codec, DeadLetter, Fold, Header, Memory, Missing, Rules
 from common.log import MANIFESTS, SNAPSHOTS
 from common.messages import checksum, partitions_of
 from common.snapshot import KEPT, Chunk, Manifest
@@ -88,8 +88,11 @@ def _states(system: System, service: str, partition: str) -> Iterator[tuple[int,
     for record in system.log.records[partition]:
         fold = Fold(rules, memory, header, [record])
         for effect in fold.run():
-            assert isinstance(effect, Missing)
-            memory.update({key: None for key in effect.keys if key not in memory})
+            match effect:
+                case Missing():
+                    memory.update({key: None for key in effect.keys if key not in memory})
+                case DeadLetter():  # the audit says what is wrong with one that is not on record
+                    letters[effect.offset, effect.index] = -1
         for field, value in fold.folded.changes.items():
             fields.pop(field, None)
             if value is not None:

@@ -1,17 +1,19 @@
 """Replay: how much faster than it was written a log is folded again, and how soon an emptied Redis is back.
 
-`python -m measuring.replay <service>` folds as the service's snapshotter does, from the newest snapshot (or the log's
-start) to where the store stands; it takes a snapshot there, and prints {"records", "messages", "seconds"} as JSON.
+`python -m measuring.replay <service> [snapshot]` folds as the service's snapshotter does, from the newest snapshot (or
+the log's start) to where the store stands, takes a snapshot there if told to, and prints what that was, as JSON.
 """
 
 import asyncio
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 
@@ -42,6 +44,7 @@ TAIL_S = 10
 FOLD_TIMEOUT_S = 120
 BACK_PATIENCE_S = 60
 POLL_S = 0.05
+LOOK_S = 0.005
 BEGINNING_S = 0.5
 READS = {"order": "/orders/find/0", "stock": "/stock/find/0", "payment": "/payment/find_user/0"}
 
@@ -88,7 +91,7 @@ def recover(system: System, profile: Profile) -> Recovery:
     """Take snapshots, check out behind them, fold that once more; then empty Redis, and wait until all is back.
 
     1. 100,000 entities a service, and a snapshot of each partition
-    2. a run at 128 connections: the tail, at the live rate
+    2. a run at 128 connections: the tail, at the live rate; the system's own snapshotters stand still from here on
     3. the same messages, folded without outputs
     4. FLUSHALL on all nodes; reads of each service and checkouts, again and again until one succeeds
     """
@@ -96,7 +99,26 @@ def recover(system: System, profile: Profile) -> Recovery:
     for path in (f"/stock/batch_init/{ENTITIES}/{ENTITIES}/1", f"/payment/batch_init/{ENTITIES}/{ENTITIES}"):
         system.supply.post(path)
     system.supply.post(f"/orders/batch_init/{ENTITIES}/{ENTITIES}/{ENTITIES}/1")
-    fold_all(profile)
+    fold_all(profile, "snapshot")
+    with standing_still(system):
+        return recover_tail(system, profile)
+
+
+@contextmanager
+def standing_still(system: System) -> Iterator[None]:
+    """Stop the system's snapshotters for a while: they would take snapshots of the tail that is to be replayed."""
+    pids = [pid for group, pids in system.groups().items() if group.endswith("-snapshotter") for pid in pids]
+    try:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+def recover_tail(system: System, profile: Profile) -> Recovery:
+    """Make the tail, fold it once more, empty Redis."""
     before = messages(profile)
     result = run_wrk(system.gateway_url, CONNECTIONS, TAIL_S, range(ENTITIES - 1))
     seconds = result.duration_us / 1e6
@@ -123,15 +145,15 @@ def rate(folded: Mapping[str, float]) -> float:
     return folded["messages"] / folded["seconds"]
 
 
-def fold_all(profile: Profile) -> dict[str, dict[str, float]]:
-    """Fold each service once more, one after the other, and take its snapshots."""
-    return {service: fold(profile, service) for service in SERVICES}
+def fold_all(profile: Profile, *words: str) -> dict[str, dict[str, float]]:
+    """Fold each service once more, one after the other."""
+    return {service: fold(profile, service, *words) for service in SERVICES}
 
 
-def fold(profile: Profile, service: str) -> dict[str, float]:
+def fold(profile: Profile, service: str, *words: str) -> dict[str, float]:
     """Run this module for `service`."""
     finished = subprocess.run(
-        [sys.executable, "-m", "measuring.replay", service],
+        [sys.executable, "-m", "measuring.replay", service, *words],
         cwd=ROOT,
         env={**service_environment(profile), "PYTHONPATH": f"{ROOT}:{ROOT / 'stress-test'}"},
         stdout=subprocess.PIPE,
@@ -231,41 +253,51 @@ class Watch(threading.Thread):
 
 
 class Counted(Tail):
-    """A tail that knows how many records it brought, and since when."""
+    """A tail that knows how many records it brought, and since when: connecting is not folding."""
 
     records = 0
     since_s = 0.0
 
     async def poll(self, wait_s: float, records_max: int) -> list[Record]:
         """Return the next records."""
-        Counted.since_s = Counted.since_s or time.monotonic()
         found = await super().poll(wait_s, records_max)
+        if found:
+            Counted.since_s = Counted.since_s or time.monotonic()
         Counted.records += len(found)
         return found
 
 
-async def fold_once(machine: Machine, settings: Settings) -> dict[str, float]:
-    """Fold until every partition was compared with the store and has a snapshot there."""
-    producer, ends = Producer(settings), Ends(settings)
+async def fold_once(machine: Machine, settings: Settings, *, with_snapshot: bool) -> dict[str, float]:
+    """Fold until every partition was compared with the store, and has a snapshot there if it is to have one."""
+    producer, ends, store = Producer(settings), Ends(settings), Store(settings)
     started_s = time.time()
     surroundings = Surroundings(
         tail=lambda partition: Counted(settings, inbox(partition), ends),
-        store=Store(settings),
+        store=store,
         dead_letters=DeadLetterBox(settings, machine.service, producer),
         snapshots=Snapshots(SnapshotTopics(settings, producer)),
-        records_min=1,
+        records_min=1 if with_snapshot else sys.maxsize,
         now_s=lambda: time.time() + (0 if time.time() - started_s < BEGINNING_S else PAUSE_S),
     )
     folding = asyncio.ensure_future(Snapshotter(machine, settings.topology, surroundings).run())
     names = partitions_of(machine.service, settings.topology)
-    seconds = 0.0
-    while any(not seen("checkout_snapshot_position", name) for name in names):
-        await asyncio.sleep(0.005)
-        if not seconds and all(seen("checkout_states_compared_total", name) for name in names):
-            seconds = time.monotonic() - Counted.since_s
+    await until("checkout_states_compared_total", names)
+    seconds = time.monotonic() - Counted.since_s
+    if with_snapshot:
+        await until("checkout_snapshot_position", names)
     folding.cancel()
+    await asyncio.gather(folding, return_exceptions=True)
+    for each in (producer, ends, store):
+        await each.close()
     folded = sum(seen("checkout_batch_messages_sum", name) for name in names)
     return {"records": Counted.records, "messages": folded, "seconds": seconds}
+
+
+async def until(metric: str, names: list[str]) -> None:
+    """Return when each of the partitions has it."""
+    for name in names:
+        while not seen(metric, name):  # noqa: ASYNC110 -- nobody tells
+            await asyncio.sleep(LOOK_S)
 
 
 def seen(metric: str, partition: str) -> float:
@@ -277,4 +309,4 @@ if __name__ == "__main__":
     telemetry.configure_logging("WARNING")
     spare_garbage_collection()
     MACHINE = import_module(f"{sys.argv[1]}.domain").MACHINE
-    print(json.dumps(uvloop.run(fold_once(MACHINE, load()))))
+    print(json.dumps(uvloop.run(fold_once(MACHINE, load(), with_snapshot="snapshot" in sys.argv))))

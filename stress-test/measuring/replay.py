@@ -253,10 +253,15 @@ class Watch(threading.Thread):
 
 
 class Counted(Tail):
-    """A tail that knows how many records it brought, and since when: connecting is not folding."""
+    """A tail that knows how many records it brought since the last seek, and since when: loading is not folding."""
 
     records = 0
     since_s = 0.0
+
+    def seek(self, offset: int) -> None:
+        """Go on with the record at `offset`."""
+        super().seek(offset)
+        Counted.records, Counted.since_s = 0, 0.0
 
     async def poll(self, wait_s: float, records_max: int) -> list[Record]:
         """Return the next records."""

@@ -43,7 +43,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     patience_ms: Count = 20_000
     batch_init_patience_ms: Count = 120_000
     session_timeout_ms: Annotated[int, msgspec.Meta(ge=1_000)] = 2_500
-    snapshot_records: Count = 20_000
+    snapshot_records: Count = 10_000
     log_level: Annotated[str, msgspec.Meta(pattern="^(DEBUG|INFO|WARNING|ERROR)$")] = "INFO"
 
     @property

@@ -7,7 +7,7 @@ LOCK := .venv/bin/uv pip compile pyproject.toml --quiet --universal --python-ver
 	--no-emit-index-url --no-header --no-annotate
 
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap up down status audit test check unit simulate planted drills overload soak bench lock
+.PHONY: help bootstrap up down status audit test test-simulation test-system check unit simulate planted drills overload soak bench lock
 
 help: ## Print this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,7 +30,13 @@ audit: bootstrap ## Join orders, charges and deductions one by one, print every 
 test: check ## Prove it all: check, unit, simulation, integration, drills, end-to-end; on ports of its own
 	@$(PYTHON) -m pytest test/unit -n 2 --durations=5 --cov --cov-report=
 	@$(PYTHON) -m coverage report --include=$(PURE) --fail-under=100
-	@$(PYTHON) -m pytest --ignore=test/unit -n 2 --dist loadgroup --durations=10 --cov --cov-append --cov-report=term
+	@$(MAKE) --no-print-directory --output-sync=line -j 2 test-simulation test-system
+
+test-simulation:
+	@$(PYTHON) -m pytest test/simulation
+
+test-system:
+	@$(PYTHON) -m pytest --ignore=test/unit --ignore=test/simulation --durations=10 --cov --cov-append --cov-report=term
 
 check: bootstrap ## Format, lint, types, imports
 	@.venv/bin/ruff format --check

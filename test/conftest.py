@@ -40,11 +40,9 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark by folder, and keep what needs the system together on one of xdist's workers (--dist loadgroup)."""
+    """Mark by folder; what is quick comes first."""
     for item in items:
         item.add_marker(folder(item))
-        if folder(item) in ("integration", "drills", "e2e"):
-            item.add_marker(pytest.mark.xdist_group("system"))
     items.sort(key=lambda item: ORDER.index(folder(item)) if folder(item) in ORDER else 0)
 
 

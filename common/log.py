@@ -122,7 +122,10 @@ class Sender(Protocol):
 
 
 class _Failures:
-    """The failures in a row of one client, and how long there has been nothing else."""
+    """The failures in a row of one place, and how long there has been nothing else there.
+
+    By place: where one partition's sends hang, those to others succeed meanwhile.
+    """
 
     def __init__(self) -> None:
         self.count = 0
@@ -145,7 +148,7 @@ class Producer:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._producer: AIOKafkaProducer | None = None
-        self._failures = _Failures()
+        self._failures: dict[TopicPartition, _Failures] = {}
         self._lock = asyncio.Lock()
 
     async def send(self, place: TopicPartition, value: bytes) -> int:
@@ -160,7 +163,7 @@ class Producer:
         except (KafkaError, OSError, TimeoutError, AssertionError) as why:  # AssertionError: partition not known yet
             await self._failed(place, why)
             raise LogFailed(f"send to {place.topic}-{place.partition}: {why!r}") from why
-        self._failures = _Failures()
+        self._failures.pop(place, None)
         return offset
 
     async def close(self) -> None:
@@ -187,18 +190,18 @@ class Producer:
 
     async def _failed(self, place: TopicPartition, why: BaseException) -> None:
         """Replace the producer now and then; raise Stuck when that does not help although the log answers others."""
-        failures = self._failures
+        failures = self._failures.setdefault(place, _Failures())
         failures.add()
         if failures.count % FAILURES_MAX or not failures.last(REPLACE_S):
             return
         await self.close()
-        note_repair("producer", repr(why))
-        if self._seems_dead(why) and await self._answers_others(place):
+        note_repair("producer", f"{place.topic}-{place.partition}: {why!r}")
+        if self._seem_dead(failures, why) and await self._answers_others(place):
             raise Stuck(f"{failures.count} sends to {place} have failed, and it can be read") from why
 
-    def _seems_dead(self, why: BaseException) -> bool:
+    def _seem_dead(self, failures: _Failures, why: BaseException) -> bool:
         """Say whether it is time to ask whose fault it is.  A broker that says that it lacks replicas has said it."""
-        is_long = self._failures.count >= DEAD_FAILURES and self._failures.last(DEAD_S)
+        is_long = failures.count >= DEAD_FAILURES and failures.last(DEAD_S)
         return is_long and not isinstance(why, NotEnoughReplicasError | NotEnoughReplicasAfterAppendError)
 
     async def _answers_others(self, place: TopicPartition) -> bool:
@@ -425,7 +428,7 @@ class Ends:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._consumer: AIOKafkaConsumer | None = None
-        self._failures = _Failures()
+        self._failures: dict[TopicPartition, _Failures] = {}
         self._lock = asyncio.Lock()
 
     async def end(self, partition: str) -> int:
@@ -439,9 +442,9 @@ class Ends:
                 consumer = self._consumer or await self._start()
                 ends = await consumer.end_offsets([place])
         except LogFailed as why:
-            await self._failed(why)
+            await self._failed(place, why)
             raise
-        self._failures = _Failures()
+        self._failures.pop(place, None)
         end: int = ends[place]
         return end
 
@@ -454,10 +457,11 @@ class Ends:
                 self._consumer = consumer
             return self._consumer
 
-    async def _failed(self, why: LogFailed) -> None:
-        self._failures.add()
-        if self._failures.count >= FAILURES_MAX and self._failures.last(REPLACE_S):
-            self._failures = _Failures()
+    async def _failed(self, place: TopicPartition, why: LogFailed) -> None:
+        failures = self._failures.setdefault(place, _Failures())
+        failures.add()
+        if failures.count >= FAILURES_MAX and failures.last(REPLACE_S):
+            self._failures.clear()
             await self.close()
             note_repair("consumer that asks for ends", str(why))
 

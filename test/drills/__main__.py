@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import subprocess
 import sys
 import xmlrpc.client
@@ -105,6 +106,8 @@ def soak_(profile: str, **plan: float) -> None:
     folder = new_folder("soak", how.seed)
     with ground(System(profile)) as where:
         result = soak.soak(where.system, how, folder, console.print)
+        if result.missed:
+            shutil.copytree(where.system.profile.logs, folder / "logs")
         if not result.audit.is_clean:
             where.after_offence(folder / "system")
     soak_report.write(result, commit(), folder)

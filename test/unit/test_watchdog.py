@@ -307,6 +307,7 @@ class FakeKafka:
         self.is_down = False
         self.delivered: list[FakeRecord] = []
         self.send_error: Exception | None = None
+        self.fails_at: TopicPartition | None = None
 
     def consumer(self, _settings: Settings, **options: object) -> FakeConsumer:
         self.made.append("tail" if "fetch_max_wait_ms" in options else "ends")
@@ -365,9 +366,9 @@ class FakeProducer:
     async def stop(self) -> None:
         pass
 
-    async def send(self, _topic: str, _value: bytes, **_options: object) -> asyncio.Future[FakeRecord]:
+    async def send(self, topic: str, _value: bytes, *, partition: int) -> asyncio.Future[FakeRecord]:
         delivered: asyncio.Future[FakeRecord] = asyncio.get_running_loop().create_future()
-        if self._kafka.send_error is None:
+        if self._kafka.send_error is None or self._kafka.fails_at not in (None, TopicPartition(topic, partition)):
             delivered.set_result(FakeRecord(7))
         else:
             delivered.set_exception(self._kafka.send_error)
@@ -507,6 +508,19 @@ async def test_a_producer_that_only_fails_is_replaced_and_then_ends_the_process(
         await producer.send(PLACE, b"")
 
     assert kafka.made.count("producer") == log.DEAD_FAILURES // log.FAILURES_MAX
+
+
+@pytest.mark.usefixtures("_soon")
+async def test_a_producer_that_fails_at_one_partition_only_is_replaced_as_well(kafka: FakeKafka) -> None:
+    kafka.send_error, kafka.fails_at = KafkaConnectionError(), PLACE
+    producer = Producer(SETTINGS)
+
+    for _ in range(log.FAILURES_MAX):
+        await producer.send(TopicPartition("stock-inbox", 7), b"")
+        await failures(producer, 1)
+    await producer.send(TopicPartition("stock-inbox", 7), b"")
+
+    assert kafka.made.count("producer") == 2
 
 
 @pytest.mark.usefixtures("_soon")

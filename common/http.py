@@ -34,6 +34,8 @@ ARRIVED_HEADER = "X-Arrived-At"
 """Set by the gateway: when the request came, in milliseconds since 1970."""
 INIT_MAX = 1_000_000
 RETRY_AFTER_S = "2"
+READY_SERVERS_HEADER = "X-Ready-Servers"
+"""Set by the gateway when it asks for health: how many servers of this service are ready."""
 
 STATUS = {
     Reason.NOT_FOUND: 404,
@@ -183,10 +185,13 @@ def live() -> Response:
 
 @operations.get("/health/ready")
 def ready() -> Response:
-    """Say whether requests can be served."""
-    if current_app.extensions["web"].is_ready:
+    """Say whether requests can be served; 500 when others can serve those that are waiting here, too."""
+    web: Web = current_app.extensions["web"]
+    if web.is_ready:
         return text("ready\n")
-    raise Problem(503, "not ready", "the log or the replies are out of reach, or this process is stopping")
+    if web.seems_cut_off and request.headers.get(READY_SERVERS_HEADER, "0") != "0":
+        raise Problem(500, "cut off", "the log or the store is out of reach for this process, and not for others")
+    raise Problem(503, "not ready", "the log or the store is out of reach, or this process is stopping")
 
 
 @operations.get("/openapi.json")

@@ -125,8 +125,12 @@ class RequestReply:
         self._answering: set[str] = set()
         self._crowded: set[str] = set()
         self._reached: dict[str, int] = {}
-        self.replies_alive_s = 0.0
-        self.log_alive_s = 0.0
+        self._store_heard_s: dict[str, float] = {}
+        self._log_heard_s: dict[str, float] = {}
+
+    def heard_s(self, partition: str) -> float:
+        """Return until when both the partition's log and its store have answered, s since 1970; 0 if never."""
+        return min(self._log_heard_s.get(partition, 0.0), self._store_heard_s.get(partition, 0.0))
 
     # --- requests
 
@@ -160,7 +164,7 @@ class RequestReply:
         self._unsent[waiting.partition] -= 1
         if not sent.cancelled():
             waiting.offset = sent.result()
-            self.log_alive_s = self._network.now_s()
+            self._log_heard_s[waiting.partition] = self._network.now_s()
 
     def _tell(self, request_id: str, fingerprint: int, outcome: Outcome) -> None:
         waiting = self._waiting.pop((request_id, fingerprint), None)
@@ -174,7 +178,7 @@ class RequestReply:
             try:
                 for told in await self._network.replies.take(partition):
                     self._tell(told.request_id, told.fingerprint, told.outcome)
-                self.replies_alive_s = self._network.now_s()
+                self._store_heard_s[partition] = self._network.now_s()
                 beat()
             except StoreFailed as why:
                 if partition not in self._answering:  # a store that answers nobody is not our fault
@@ -233,7 +237,7 @@ class RequestReply:
 
     async def _is_crowded(self, partition: str) -> bool:
         end = await self._network.ends.end(partition)
-        self.log_alive_s = self._network.now_s()
+        self._log_heard_s[partition] = self._network.now_s()
         position, _ = await self._network.store.read(partition, [])
         self._answering.add(partition)
         # What is replayed was taken once: only what nobody has folded yet is a backlog.
@@ -289,7 +293,7 @@ class RequestReply:
                 logger.debug("no log end", partition=partition, why=str(why))
                 await self._network.sleep(RETRY_S)
             else:
-                self.log_alive_s = self._network.now_s()
+                self._log_heard_s[partition] = self._network.now_s()
                 return end
 
     async def _read_from(self, partition: str, end: int, keys: list[str]) -> list[bytes | None]:

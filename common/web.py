@@ -29,10 +29,13 @@ from common.tasks import crash_on_error, spawn
 from common.watchdog import LoopWatch, Work, nurse
 from common.worker import draining
 
-READY_GAP_S = 10.0
-"""How long log and replies may be silent before this process says that it is not ready: longer than a failover.
+READY_GAP_S = 3.0
+"""How long a partition's log and replies may be silent before this process says that it is not ready.
 
 Then the gateway prefers others.  Where none is ready, it sends requests here all the same, and they wait."""
+CUT_OFF_S = 4.5
+"""How long, before this process would rather have others take its requests, if others are ready.  What is silent to all
+of them makes none of them ready by then."""
 HEALTH_THREADS = 8
 """Threads that are kept free of waiting requests."""
 STOP_TIMEOUT_S = 2.0
@@ -58,6 +61,7 @@ class Web:
     def __init__(self, settings: Settings, machine: Machine) -> None:
         self._settings = settings
         self._service = machine.service
+        self._partitions = partitions_of(machine.service, settings.topology)
         self._codec = Codec(machine)
         self._calls: deque[Callable[[], None]] = deque()
         self._scheduled = False
@@ -109,10 +113,17 @@ class Web:
 
     @property
     def is_ready(self) -> bool:
-        """Say whether requests can be served: not stopping, loop turning, log reachable, replies flowing."""
-        silent_since_s = min(self._requests.log_alive_s, self._requests.replies_alive_s)
-        is_heard = time.time() - silent_since_s < READY_GAP_S
-        return is_heard and self._loop_watch.is_answering and not draining.is_set()
+        """Say whether requests can be served: not stopping, loop turning, every partition's log and store heard."""
+        return self._silent_s < READY_GAP_S and self._loop_watch.is_answering and not draining.is_set()
+
+    @property
+    def seems_cut_off(self) -> bool:
+        """Say whether log or store have been silent for so long that others, if they are ready, should be asked."""
+        return self._silent_s > CUT_OFF_S and not draining.is_set()
+
+    @property
+    def _silent_s(self) -> float:
+        return time.time() - min(self._requests.heard_s(name) for name in self._partitions)
 
     # --- threads
 
@@ -161,12 +172,11 @@ class Web:
             replies=Replies(self._settings, web_id),
         )
         self._requests = RequestReply(web_id, self._codec, network)
-        partitions = partitions_of(self._service, self._settings.topology)
         self._started.set()
         await wait_for_log(self._settings)
-        await asyncio.gather(*(spawn(nurse(name, work)) for name, work in self._work(partitions).items()))
+        await asyncio.gather(*(spawn(nurse(name, work)) for name, work in self._work().items()))
 
-    def _work(self, partitions: list[str]) -> dict[str, Work]:
-        takers = {f"replies of {name}": partial(self._requests.take_replies, name) for name in partitions}
-        watchers = {f"watch of {name}": partial(self._requests.watch, name) for name in partitions}
+    def _work(self) -> dict[str, Work]:
+        takers = {f"replies of {name}": partial(self._requests.take_replies, name) for name in self._partitions}
+        watchers = {f"watch of {name}": partial(self._requests.watch, name) for name in self._partitions}
         return {**takers, **watchers, "sweep": self._requests.sweep}

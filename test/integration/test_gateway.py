@@ -34,11 +34,15 @@ class FakeWeb:
         self.name = name
         self.health: int | None = 200
         self.go = asyncio.Event()
+        self.ready_servers = b""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer until the gateway hangs up."""
         while head := await _head(reader):
             path = head.split()[1].decode()
+            for line in head.lower().split(b"\r\n"):
+                if line.startswith(b"x-ready-servers: "):
+                    self.ready_servers = line.removeprefix(b"x-ready-servers: ")
             if self.health is None:
                 break
             if path.startswith("/held"):
@@ -150,6 +154,27 @@ async def test_who_is_not_ready_gets_no_requests_while_another_is(tmp_path: Path
         await found.until(lambda served: served.keys() == {"web 1"})
 
         assert await found.served_by(50) == {"web 1": 50}
+
+
+async def test_who_says_that_he_alone_is_cut_off_has_his_requests_given_to_others(tmp_path: Path) -> None:
+    async with scene(tmp_path) as found:
+        cut_off, other = found.webs
+        other.health = 503
+        await found.until(lambda served: served.keys() == {cut_off.name})
+        held = asyncio.create_task(found.wire.ask("GET", "/orders/held"))
+        await asyncio.sleep(NOTICED_S)
+        assert cut_off.ready_servers == b"1"
+        other.health = 200
+        other.go.set()
+        await asyncio.sleep(NOTICED_S)
+        assert cut_off.ready_servers == b"2"
+
+        cut_off.health = 500
+
+        assert (await held).body.decode() == other.name
+        await asyncio.sleep(NOTICED_S)
+        assert cut_off.ready_servers == b"1"
+        assert await found.served_by(50) == {other.name: 50}
 
 
 async def test_when_none_is_ready_all_that_are_alive_get_requests_and_the_gateway_is_not_ready(tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ class FakeWeb:
         self.outcome: Outcome | Exception = Done("9")
         self.entities: dict[str, Entity] = {}
         self.is_ready = True
+        self.seems_cut_off = False
         self.patience_ms = 0
 
     def asker(self, request_id: str, fingerprint: int, *, is_client_key: bool) -> Asker:
@@ -734,6 +735,24 @@ def test_a_process_that_cannot_serve_is_not_ready(service: Service) -> None:
 
     assert_problem(response, 503)
     assert "Retry-After" in response.headers
+
+
+@pytest.mark.parametrize(("ready_servers", "status"), [("1", 500), ("2", 500), ("0", 503), (None, 503)])
+def test_a_process_that_is_cut_off_has_its_requests_taken_away_if_others_are_ready(
+    service: Service, ready_servers: str | None, status: int
+) -> None:
+    service.web.is_ready = False
+    service.web.seems_cut_off = True
+
+    response = service.get("/health/ready", **({"X_Ready_Servers": ready_servers} if ready_servers else {}))
+
+    assert_problem(response, status)
+
+
+def test_a_process_that_is_only_slow_to_hear_keeps_its_requests(service: Service) -> None:
+    service.web.is_ready = False
+
+    assert_problem(service.get("/health/ready", X_Ready_Servers="1"), 503)
 
 
 def test_requests_are_counted_by_route_and_status(order: Service) -> None:

@@ -794,24 +794,22 @@ def test_reads_that_hang_however_often_they_are_begun_anew_end_the_process() -> 
     run(test)
 
 
-def test_acknowledgements_and_replies_show_that_log_and_replies_are_alive() -> None:
+def test_a_partition_was_heard_of_when_both_its_log_and_its_store_have_answered() -> None:
     async def test(bench: Bench) -> None:
-        assert (bench.requests.log_alive_s, bench.requests.replies_alive_s) == (0.0, 0.0)
         bench.ask()
         await bench.settle()
-        assert bench.requests.log_alive_s == pytest.approx(bench.now_s)
+        assert bench.requests.heard_s(PARTITION) == 0.0
 
         await bench.reply(Done("9"))
-        assert bench.requests.replies_alive_s == pytest.approx(bench.now_s)
+        heard_s = bench.now_s
+        assert bench.requests.heard_s(PARTITION) == pytest.approx(heard_s)
+        await bench.wait(5)
+        await bench.reply(Done("9"))
+        assert bench.requests.heard_s(PARTITION) == pytest.approx(heard_s)
 
-    run(test)
-
-
-def test_a_log_end_shows_that_the_log_is_alive() -> None:
-    async def test(bench: Bench) -> None:
         bench.read()
         await bench.settle()
-
-        assert bench.requests.log_alive_s == pytest.approx(bench.now_s)
+        assert bench.requests.heard_s(PARTITION) == pytest.approx(bench.now_s)
+        assert bench.requests.heard_s("stock-7") == 0.0
 
     run(test)

@@ -29,13 +29,15 @@ from common.tasks import crash_on_error, spawn
 from common.watchdog import LoopWatch, Work, nurse
 from common.worker import draining
 
-READY_GAP_S = 3.0
-"""How long a partition's log and replies may be silent before this process says that it is not ready.
+READY_GAP_S = 6.0
+"""How long a partition's log and replies may be silent before this process says that it is not ready: longer than most
+failovers.
 
 Then the gateway prefers others.  Where none is ready, it sends requests here all the same, and they wait."""
-CUT_OFF_S = 4.5
+CUT_OFF_S = 9.0
 """How long, before this process would rather have others take its requests, if others are ready.  What is silent to all
-of them makes none of them ready by then."""
+of them makes none of them ready by then.  Longer than any failover: requests that are taken away go on waiting here, in
+places that are then missing."""
 HEALTH_THREADS = 8
 """Threads that are kept free of waiting requests."""
 STOP_TIMEOUT_S = 2.0

@@ -106,7 +106,6 @@ async def _take_snapshots(machine: Machine, settings: config.Settings) -> None:
     await wait_for_log(settings)
     snapshotter = Snapshotter(machine, settings.topology, _surroundings(machine, settings))
     telemetry.serve(settings.bind, lambda: loop_watch.is_answering and snapshotter.is_ready)
-    spare_garbage_collection()
     working = spawn(snapshotter.run())
     await told_to_stop.wait()
     logger.info("stopping")

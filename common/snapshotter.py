@@ -10,7 +10,6 @@ emptied.
 from __future__ import annotations
 
 import asyncio
-import gc
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
@@ -179,7 +178,6 @@ class _Memory:
             self._snapshot_s = now_s  # before: one that fails is as large
             fields = self._fields.copy()
             await self._real.snapshots.take(self._name, self._position, fields.pop("header"), fields)
-            gc.collect()  # what it was read back by: clients that are gone, cycles, with megabytes in their buffers
             self._snapshot_position = self._position
             telemetry.SNAPSHOT_POSITION.labels(self._name).set(self._position)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import socket
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -108,14 +109,14 @@ def ask(entity: str, command: Message, *, is_batch_init: bool = False) -> Done:
     asker = web.asker(f"{entity}/{key}", int.from_bytes(call, "big"), is_client_key=is_client_key)
     settings: Settings = current_app.extensions["settings"]
     patience_ms = settings.batch_init_patience_ms if is_batch_init else settings.patience_ms
-    return _done(web.ask(entity, asker, command, _left_of(patience_ms)))
+    return _done(web.ask(entity, asker, command, _left_of(patience_ms), _has_hung_up(request.environ)))
 
 
 def find(kind: type[E], found_id: str, name: str) -> E:
     """Return the entity as it is now, or raise the Problem that says that there is none."""
     web: Web = current_app.extensions["web"]
     settings: Settings = current_app.extensions["settings"]
-    entity = web.find(kind, entity_id(found_id), _left_of(settings.patience_ms))
+    entity = web.find(kind, entity_id(found_id), _left_of(settings.patience_ms), _has_hung_up(request.environ))
     if entity is None:
         raise Problem(404, "not found", f"there is no {name} {found_id}")
     return entity
@@ -126,6 +127,21 @@ def _left_of(patience_ms: int) -> int:
     arrived = request.headers.get(ARRIVED_HEADER, "")
     waited_ms = int(time.time() * 1000) - int(arrived) if NUMBER.fullmatch(arrived) else 0
     return patience_ms - waited_ms if 0 < waited_ms < patience_ms else patience_ms
+
+
+def _has_hung_up(environ: dict[str, Any]) -> Callable[[], bool]:
+    """Return what says whether the connection that the request came by is closed at its other end."""
+    connection: socket.socket | None = environ.get("gunicorn.socket")
+
+    def has_hung_up() -> bool:
+        try:
+            return connection is not None and connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    return has_hung_up
 
 
 def text(body: str) -> Response:

@@ -29,15 +29,16 @@ from common.tasks import crash_on_error, spawn
 from common.watchdog import LoopWatch, Work, nurse
 from common.worker import draining
 
-READY_GAP_S = 6.0
-"""How long a partition's log and replies may be silent before this process says that it is not ready: longer than most
-failovers.
+READY_GAP_S = 3.0
+"""How long a partition's log and replies may be silent before this process says that it is not ready.
 
 Then the gateway prefers others.  Where none is ready, it sends requests here all the same, and they wait."""
-CUT_OFF_S = 9.0
+CUT_OFF_S = 4.5
 """How long, before this process would rather have others take its requests, if others are ready.  What is silent to all
-of them makes none of them ready by then.  Longer than any failover: requests that are taken away go on waiting here, in
-places that are then missing."""
+of them makes none of them ready by then."""
+LISTENS_S = 1.0
+"""How often whoever waits makes sure that somebody still listens: when the gateway asks another process, it hangs up
+here, and the place is free again."""
 HEALTH_THREADS = 8
 """Threads that are kept free of waiting requests."""
 STOP_TIMEOUT_S = 2.0
@@ -85,24 +86,27 @@ class Web:
         self._loop.call_soon_threadsafe(self._serving.cancel)
         self._thread.join(STOP_TIMEOUT_S)
 
-    def ask(self, entity_id: str, asker: Asker, command: Message, patience_ms: int) -> Outcome:
-        """Return the command's outcome; wait for it within the patience, then raise OutcomeUnknown."""
+    def ask(
+        self, entity_id: str, asker: Asker, command: Message, patience_ms: int, is_gone: Callable[[], bool]
+    ) -> Outcome:
+        """Return the command's outcome; raise OutcomeUnknown when patience is over, or whoever asked `is_gone`."""
         partition = partition_of(self._service, entity_id, self._settings.topology)
         box: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         tell = box.put
         try:
-            return self._wait(box, lambda: self._requests.ask(partition, asker, command, tell), patience_ms)
+            return self._wait(box, lambda: self._requests.ask(partition, asker, command, tell), patience_ms, is_gone)
         except OutcomeUnknown:
             self._call(lambda: self._requests.forget(asker, tell))
             raise
 
-    def find(self, kind: type[E], entity_id: str, patience_ms: int) -> E | None:
-        """Return the entity as it is after everything that anybody was told before this call."""
+    def find(self, kind: type[E], entity_id: str, patience_ms: int, is_gone: Callable[[], bool]) -> E | None:
+        """Return the entity as it is after everything that anybody was told before this call; waits as `ask` does."""
         partition = partition_of(self._service, entity_id, self._settings.topology)
         box: queue.SimpleQueue[Entity | None] = queue.SimpleQueue()
         give = box.put
         try:
-            entity = self._wait(box, lambda: self._requests.read(partition, key(kind, entity_id), give), patience_ms)
+            read = partial(self._requests.read, partition, key(kind, entity_id), give)
+            entity = self._wait(box, read, patience_ms, is_gone)
         except OutcomeUnknown:
             self._call(lambda: self._requests.forget_read(partition, give))
             raise
@@ -129,14 +133,14 @@ class Web:
 
     # --- threads
 
-    def _wait(self, box: queue.SimpleQueue[T], call: Callable[[], None], patience_ms: int) -> T:
+    def _wait(
+        self, box: queue.SimpleQueue[T], call: Callable[[], None], patience_ms: int, is_gone: Callable[[], bool]
+    ) -> T:
         if not self._seats.acquire(blocking=False):
             raise TooBusy
         self._call(call)
         try:
-            return box.get(timeout=patience_ms / 1000)
-        except queue.Empty:
-            raise OutcomeUnknown from None
+            return taken(box, patience_ms / 1000, is_gone)
         finally:
             self._seats.release()
 
@@ -182,3 +186,15 @@ class Web:
         takers = {f"replies of {name}": partial(self._requests.take_replies, name) for name in self._partitions}
         watchers = {f"watch of {name}": partial(self._requests.watch, name) for name in self._partitions}
         return {**takers, **watchers, "sweep": self._requests.sweep}
+
+
+def taken(box: queue.SimpleQueue[T], patience_s: float, is_gone: Callable[[], bool]) -> T:
+    """Return what comes into the box; raise OutcomeUnknown when patience is over, or nobody listens any more."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        left_s = max(deadline - time.monotonic(), 0.0)
+        try:
+            return box.get(timeout=min(left_s, LISTENS_S))
+        except queue.Empty:
+            if left_s <= LISTENS_S or is_gone():
+                raise OutcomeUnknown from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import queue
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,11 +15,11 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from common import config
+from common import config, web
 from common.decision import Entity
 from common.http import STATUS, make_app
 from common.messages import AMOUNT_MAX, Asker, Done, Message, Outcome, Reason, Refused, partition_of
-from common.web import OutcomeUnknown, TooBusy
+from common.web import OutcomeUnknown, TooBusy, taken
 from order.domain import AddItem, CheckOut, CreateOrder, InitOrders, Order
 from order.routes import routes as order_routes
 from payment.domain import Account, AddFunds, CreateUser, InitUsers, Pay
@@ -48,18 +50,23 @@ class FakeWeb:
         self.is_ready = True
         self.seems_cut_off = False
         self.patience_ms = 0
+        self.is_gone: Callable[[], bool] = lambda: False
 
     def asker(self, request_id: str, fingerprint: int, *, is_client_key: bool) -> Asker:
         return Asker(request_id, fingerprint, "web-1", is_client_key)
 
-    def ask(self, entity_id: str, asker: Asker, command: Message, patience_ms: int) -> Done | Refused:
+    def ask(
+        self, entity_id: str, asker: Asker, command: Message, patience_ms: int, is_gone: Callable[[], bool]
+    ) -> Done | Refused:
         self.asked.append(Asked(entity_id, asker, command, patience_ms))
+        self.is_gone = is_gone
         if isinstance(self.outcome, Exception):
             raise self.outcome
         return self.outcome
 
-    def find(self, kind: type[Entity], entity_id: str, patience_ms: int) -> Entity | None:
+    def find(self, kind: type[Entity], entity_id: str, patience_ms: int, is_gone: Callable[[], bool]) -> Entity | None:
         self.patience_ms = patience_ms
+        self.is_gone = is_gone
         if isinstance(self.outcome, Exception):
             raise self.outcome
         entity = self.entities.get(entity_id)
@@ -807,3 +814,45 @@ def test_the_openapi_page_shows_the_document(service: Service) -> None:
 
     assert page.mimetype == "text/html"
     assert "openapi.json" in page.text
+
+
+# --- who hangs up ----------------------------------------------------------------------------------------------------
+
+
+def test_who_has_hung_up_is_gone_and_who_waits_or_asks_more_is_not(stock: Service) -> None:
+    ours, theirs = socket.socketpair()
+    with ours:
+        stock.client.get("/find/7", environ_overrides={"gunicorn.socket": ours})
+        assert not stock.web.is_gone()
+        theirs.send(b"GET /find/8")
+        assert not stock.web.is_gone()
+        assert ours.recv(100) == b"GET /find/8"
+        theirs.close()
+        assert stock.web.is_gone()
+
+
+def test_who_breaks_off_is_gone(stock: Service) -> None:
+    ours, theirs = socket.socketpair()
+    stock.client.get("/find/7", environ_overrides={"gunicorn.socket": ours})
+    ours.close()
+    assert stock.web.is_gone()
+    theirs.close()
+
+
+def test_without_a_connection_nobody_is_gone(order: Service) -> None:
+    order.post("/checkout/o1")
+    assert not order.web.is_gone()
+
+
+def test_a_place_is_free_again_when_nobody_listens() -> None:
+    box: queue.SimpleQueue[int] = queue.SimpleQueue()
+    with pytest.raises(OutcomeUnknown):
+        taken(box, 3600.0, lambda: True)
+
+
+def test_who_listens_waits_until_patience_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "LISTENS_S", 0.01)
+    asked = []
+    with pytest.raises(OutcomeUnknown):
+        taken(queue.SimpleQueue(), 0.05, lambda: asked.append(1) is not None)
+    assert asked

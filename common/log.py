@@ -623,7 +623,7 @@ class Membership(ConsumerRebalanceListener):
         return time.monotonic() - self._agreed_s < READY_GAP_S
 
     async def run(self) -> None:
-        """Stay a member until cancelled, then leave, so that others take over at once.
+        """Stay a member until cancelled, then leave, so that others take over at once; it can be run again.
 
         Raise Stuck when joining anew does not make a member of us.
         """
@@ -631,6 +631,7 @@ class Membership(ConsumerRebalanceListener):
             while True:
                 await self._join()
         finally:
+            self._agreed_s = NEVER_S
             await self._group.close()
 
     async def _join(self) -> None:

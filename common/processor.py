@@ -67,6 +67,8 @@ REPLY_AGE_MAX_MS = 60_000
 RETRY_S = 0.2
 HALT_S = 10.0
 """How long a log that does not fit the state may take to fit (a stale leader looks like a short log)."""
+OUT_OF_REACH_S = 5.0
+"""How long nothing but failures of the store may come before others should own a partition: longer than a failover."""
 SILENCES_MAX = 3
 """Consumers that go silent in a row, none bringing a record, before this process ends and others take over."""
 
@@ -160,6 +162,7 @@ class Partition:
         self.name = name
         self.stopping = False
         self.following = False
+        self._store_failed_s: float | None = None
         self._machine = machine
         self._topology = topology
         self._world = world
@@ -175,11 +178,23 @@ class Partition:
                 await self._own()
             except (Fenced, LogFailed, StoreFailed) as why:
                 self._note_rewind(type(why).__name__, str(why))
+                self._note_reach(why)
                 self._count_silence(why)
                 await self._world.sleep(RETRY_S)
             except (Halted, UndecodableRecord, msgspec.DecodeError) as why:
                 self._note_halt(str(why))
                 await self._world.sleep(HALT_S)
+
+    @property
+    def is_out_of_reach(self) -> bool:
+        """Say whether the store has done nothing but fail for a while."""
+        failed_s = self._store_failed_s
+        return failed_s is not None and self._world.now_s() - failed_s > OUT_OF_REACH_S
+
+    def _note_reach(self, why: Exception) -> None:
+        """Note since when the store has been failing; what else fails says nothing about it."""
+        if isinstance(why, StoreFailed) and self._store_failed_s is None:
+            self._store_failed_s = self._world.now_s()
 
     def _count_silence(self, why: Exception) -> None:
         if isinstance(why, LogSilent):
@@ -204,6 +219,7 @@ class Partition:
     async def _load(self) -> None:
         """Begin where the store stands, after making sure that the log is the one the state was folded from."""
         position, header = await self._stored()
+        self._store_failed_s = None
         self._header = self._codec.header(header)
         self._memory = Memory()
         self._rules = Rules(
@@ -472,6 +488,10 @@ class Processor:
     def is_ready(self) -> bool:
         """Say whether every partition that is ours is being followed."""
         return not self._stopping and all(tenure.partition.following for tenure in self._owned.values())
+
+    def out_of_reach(self) -> list[str]:
+        """Return the partitions that are ours and whose store does nothing but fail."""
+        return [name for name, tenure in self._owned.items() if tenure.partition.is_out_of_reach]
 
     async def stop(self) -> None:
         """End every partition after its step."""

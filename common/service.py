@@ -29,6 +29,7 @@ from common.log import (
 from common.processor import Processor, World
 from common.snapshot import Snapshots
 from common.snapshotter import Snapshotter, Surroundings
+from common.stand_aside import own_within_reach
 from common.store import Store, StoreFailed
 from common.tasks import crash_on_error, spare_garbage_collection, spawn
 from common.watchdog import LoopWatch
@@ -88,10 +89,11 @@ def run(machine: Machine) -> None:
 async def _process(machine: Machine, settings: config.Settings) -> None:
     loop_watch, told_to_stop = _begin()
     await wait_for_log(settings)
-    processor = Processor(machine, settings.topology, _world(machine, settings))
+    world = _world(machine, settings)
+    processor = Processor(machine, settings.topology, world)
     membership = Membership(settings, machine.service, processor.assign)
     telemetry.serve(settings.bind, lambda: loop_watch.is_answering and membership.is_member and processor.is_ready)
-    taking_part = spawn(membership.run())
+    taking_part = spawn(own_within_reach(membership, processor, world.store))
     spare_garbage_collection()
     await told_to_stop.wait()
     logger.info("stopping")

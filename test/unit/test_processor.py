@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -34,7 +35,7 @@ from common.messages import (
     encode,
     partitions_of,
 )
-from common.processor import BUSY_MESSAGES, SILENCES_MAX, Partition, Processor, World
+from common.processor import BUSY_MESSAGES, OUT_OF_REACH_S, RETRY_S, SILENCES_MAX, Partition, Processor, World
 from common.snapshot import Manifest, Snapshots
 from common.store import Fenced, StoreFailed
 from common.watchdog import STILL_ROUNDS_MAX, Stuck
@@ -1365,6 +1366,44 @@ def test_what_is_kept_goes_on_undisturbed_and_what_is_lost_ends() -> None:
         await whole.stop()
 
     run(test, Bench(topology={**ONE_EACH, "stock": 2}))
+
+
+def test_a_store_that_only_fails_for_longer_than_a_failover_is_out_of_reach_until_it_answers() -> None:
+    async def test(bench: Bench) -> None:
+        down_s = OUT_OF_REACH_S + 5 * RETRY_S
+        bench.fail("read", *int(down_s / RETRY_S) * [StoreFailed("nobody answers")])
+        whole, began_s = Processor(STOCK, ONE_EACH, bench.world()), bench.now_s
+        whole.assign({PARTITION})
+
+        await eventually(lambda: whole.out_of_reach() == [PARTITION])
+        assert bench.now_s - began_s > OUT_OF_REACH_S
+        await eventually(lambda: whole.is_ready)
+        assert whole.out_of_reach() == []
+
+        await whole.stop()
+
+    run(test, a_bench())
+
+
+def test_a_store_that_fails_now_and_then_is_in_reach() -> None:
+    async def test(bench: Bench) -> None:
+        read, calls = bench.store.read, itertools.count()
+
+        async def fail_every_other_time(partition: str, fields: list[str]) -> tuple[int, list[bytes | None]]:
+            if next(calls) % 2:
+                raise StoreFailed("once")
+            return await read(partition, fields)
+
+        bench.store.read = fail_every_other_time  # type: ignore[method-assign]  # of one test alone
+        whole, until_s = Processor(STOCK, ONE_EACH, bench.world()), bench.now_s + 3 * OUT_OF_REACH_S
+        whole.assign({PARTITION})
+        while bench.now_s < until_s:
+            await asyncio.sleep(0)
+            assert whole.out_of_reach() == []
+
+        await whole.stop()
+
+    run(test, a_bench())
 
 
 def test_who_stops_owns_nothing_more_and_is_not_ready() -> None:

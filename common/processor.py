@@ -25,7 +25,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import aclosing
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 import structlog
@@ -68,11 +68,12 @@ RETRY_S = 0.2
 HALT_S = 10.0
 """How long a log that does not fit the state may take to fit (a stale leader looks like a short log)."""
 OUT_OF_REACH_S = 5.0
-"""How long nothing but failures of the store may come before others should own a partition: longer than a failover."""
+"""How long a partition's store may not answer before others should own the partition: longer than a failover."""
 SILENCES_MAX = 3
 """Consumers that go silent in a row, none bringing a record, before this process ends and others take over."""
 
 logger = structlog.get_logger()
+T = TypeVar("T")
 
 
 class Tail(Protocol):
@@ -162,7 +163,7 @@ class Partition:
         self.name = name
         self.stopping = False
         self.following = False
-        self._store_failed_s: float | None = None
+        self._store_asked_s: float | None = None
         self._machine = machine
         self._topology = topology
         self._world = world
@@ -178,7 +179,6 @@ class Partition:
                 await self._own()
             except (Fenced, LogFailed, StoreFailed) as why:
                 self._note_rewind(type(why).__name__, str(why))
-                self._note_reach(why)
                 self._count_silence(why)
                 await self._world.sleep(RETRY_S)
             except (Halted, UndecodableRecord, msgspec.DecodeError) as why:
@@ -187,14 +187,25 @@ class Partition:
 
     @property
     def is_out_of_reach(self) -> bool:
-        """Say whether the store has done nothing but fail for a while."""
-        failed_s = self._store_failed_s
-        return failed_s is not None and self._world.now_s() - failed_s > OUT_OF_REACH_S
+        """Say whether the store has not answered for a while: nothing but failures, or one call that does not end."""
+        asked_s = self._store_asked_s
+        return asked_s is not None and self._world.now_s() - asked_s > OUT_OF_REACH_S
 
-    def _note_reach(self, why: Exception) -> None:
-        """Note since when the store has been failing; what else fails says nothing about it."""
-        if isinstance(why, StoreFailed) and self._store_failed_s is None:
-            self._store_failed_s = self._world.now_s()
+    async def _ask(self, fields: list[str]) -> tuple[int, list[bytes | None]]:
+        """Return the partition's position and fields, as of the same moment."""
+        return await self._answer(self._store.read(self.name, fields))
+
+    async def _answer(self, asked: Awaitable[T]) -> T:
+        """Return what the store says; note since when it has been asked in vain."""
+        if self._store_asked_s is None:
+            self._store_asked_s = self._world.now_s()
+        try:
+            answer = await asked
+        except Fenced:
+            self._store_asked_s = None
+            raise
+        self._store_asked_s = None
+        return answer
 
     def _count_silence(self, why: Exception) -> None:
         if isinstance(why, LogSilent):
@@ -219,7 +230,6 @@ class Partition:
     async def _load(self) -> None:
         """Begin where the store stands, after making sure that the log is the one the state was folded from."""
         position, header = await self._stored()
-        self._store_failed_s = None
         self._header = self._codec.header(header)
         self._memory = Memory()
         self._rules = Rules(
@@ -237,10 +247,10 @@ class Partition:
 
     async def _stored(self) -> tuple[int, bytes | None]:
         """Return position and header; what is missing, or older than the log, is restored from a snapshot first."""
-        position, (header,) = await self._store.read(self.name, ["header"])
+        position, (header,) = await self._ask(["header"])
         first, _ = await self._tail.bounds()
         if (position == 0 or position < first) and await self._restore(position):
-            position, (header,) = await self._store.read(self.name, ["header"])
+            position, (header,) = await self._ask(["header"])
         return position, header
 
     async def _restore(self, position: int) -> bool:
@@ -359,7 +369,7 @@ class Partition:
         """Bring entities into memory.  Without the fence a zombie would fold new values into an old position."""
         if not keys:
             return
-        position, values = await self._store.read(self.name, keys)
+        position, values = await self._ask(keys)
         if position != self._position:
             raise Fenced(self.name, self._position, position)
         for key, value in zip(keys, values, strict=True):
@@ -379,7 +389,7 @@ class Partition:
 
     async def _check_position(self) -> None:
         """Notice a failover that took the state back, also when nothing is going on."""
-        position, _ = await self._store.read(self.name, [])
+        position, _ = await self._ask([])
         if position != self._position:
             raise Fenced(self.name, self._position, position)
         self._note_position()
@@ -398,7 +408,7 @@ class Partition:
     async def _apply(self, folded: Folded) -> None:
         """Move the partition, and with it the replies."""
         fresh = self._world.now_s() * 1000 - folded.timestamp_ms < REPLY_AGE_MAX_MS
-        await self._store.apply(self.name, folded, with_replies=fresh)
+        await self._answer(self._store.apply(self.name, folded, with_replies=fresh))
         self._position = folded.end
         self._is_busy = folded.messages >= BUSY_MESSAGES
         self._memory.trim(MEMORY_ENTITIES_MAX)
@@ -490,7 +500,7 @@ class Processor:
         return not self._stopping and all(tenure.partition.following for tenure in self._owned.values())
 
     def out_of_reach(self) -> list[str]:
-        """Return the partitions that are ours and whose store does nothing but fail."""
+        """Return the partitions that are ours and whose store has not answered for a while."""
         return [name for name, tenure in self._owned.items() if tenure.partition.is_out_of_reach]
 
     async def stop(self) -> None:

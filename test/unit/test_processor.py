@@ -1385,6 +1385,27 @@ def test_a_store_that_only_fails_for_longer_than_a_failover_is_out_of_reach_unti
     run(test, a_bench())
 
 
+def test_a_store_that_never_says_anything_is_out_of_reach() -> None:
+    async def test(bench: Bench) -> None:
+        whole = Processor(STOCK, ONE_EACH, bench.world())
+        whole.assign({PARTITION})
+        await eventually(lambda: whole.is_ready)
+        read, silence = bench.store.read, asyncio.Event()
+
+        async def read_in_vain(partition: str, fields: list[str]) -> tuple[int, list[bytes | None]]:
+            await silence.wait()
+            return await read(partition, fields)
+
+        bench.store.read = read_in_vain  # type: ignore[method-assign]  # of one test alone
+        await eventually(lambda: whole.out_of_reach() == [PARTITION])
+        silence.set()
+        await eventually(lambda: whole.out_of_reach() == [])
+
+        await whole.stop()
+
+    run(test, a_bench())
+
+
 def test_a_store_that_fails_now_and_then_is_in_reach() -> None:
     async def test(bench: Bench) -> None:
         read, calls = bench.store.read, itertools.count()

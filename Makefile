@@ -3,11 +3,13 @@ PROFILE ?= small
 PYTHON := .venv/bin/python
 # What the tests without processes have to cover, every branch.
 PURE := order/domain.py,order/checkout.py,stock/domain.py,payment/domain.py,common/fold.py,common/request_reply.py,common/decision.py,common/messages.py,common/batch_init.py
+# How an image is built: `$(BUILD) NAME:TAG CONTEXT`.
+BUILD ?= docker build -t
 LOCK := .venv/bin/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header --no-annotate
 
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap up down status audit test test-simulation test-system check unit simulate planted drills overload soak bench lock
+.PHONY: help bootstrap up down status audit test test-simulation test-system check unit simulate planted drills overload soak bench images lock
 
 help: ## Print this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,6 +67,12 @@ soak: bootstrap ## Load for MINUTES=30 with a random fault every 20-40 s; memory
 
 bench: bootstrap ## Measure checkouts against a POST that does nothing and a naive version
 	@$(PYTHON) stress-test/bench.py
+
+images: ## Build the images of the three services (BUILD=command instead of `docker build -t`)
+	@$(BUILD) checkout-common:latest ./common
+	@$(BUILD) order:latest ./order
+	@$(BUILD) stock:latest ./stock
+	@$(BUILD) user:latest ./payment
 
 lock: bootstrap ## Renew both lock files from pyproject.toml
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check uv

@@ -1,0 +1,81 @@
+#!/bin/sh
+# Runs beside each node, for ever, and does what Redis leaves to a person:
+#
+# * Nodes that all came back with new addresses at once never find each other again.  Whoever is lost is looked up by
+#   name, asked whether it is the one, and met (CLUSTER MEET).
+# * A node whose place was taken under a new id leaves a dead entry with its name behind: it is forgotten.
+# * A primary without slots among primaries with slots is of no use: it becomes a replica.
+#
+# It looks once a second and never trusts a single look: what Redis says in the first 2 s after a start is not so.
+
+set -eu
+trap "exit 1" TERM # the first process of a container does not end of it by itself
+. "$(dirname "$0")/cluster.sh"
+
+USELESS_LOOKS_MAX=8
+useless_looks=0
+
+main() {
+    while :; do
+        nodes=$(ask_self CLUSTER NODES || true)
+        if is_member; then
+            meet_lost
+            forget_ghosts
+            follow_somebody
+        fi
+        sleep 1
+    done
+}
+
+ask_self() { ask "$SELF_ADDRESS" "$@"; }
+
+# A node that knows nobody and serves nothing waits for the cluster's creation, or to be met.
+is_member() { printf '%s\n' "$nodes" | awk '$3 ~ /myself/ && NF > 8 { yes = 1 } $3 !~ /myself/ && NF { yes = 1 } END { exit !yes }'; }
+
+meet_lost() {
+    for name in $(others); do
+        if ! is_linked "$name"; then
+            address=$(address_of "$name")
+            if [ -n "$address" ] && [ "$(name_at "$address")" = "$name" ]; then
+                say "meeting $name at $address: $(ask_self CLUSTER MEET "$address" "$PORT")"
+            fi
+        fi
+    done
+}
+
+is_linked() {
+    printf '%s\n' "$nodes" | awk -v name="$1" '
+        { split($2, part, ",") }
+        part[2] == name && $8 == "connected" && $3 !~ /fail|noaddr|handshake/ { yes = 1 }
+        END { exit !yes }'
+}
+
+forget_ghosts() {
+    for id in $(printf '%s\n' "$nodes" | awk '
+        { split($2, part, ","); name[$1] = part[2] }
+        $8 == "connected" && $3 !~ /fail|noaddr|handshake/ { alive[part[2]] = 1 }
+        $3 ~ /fail($|,)|noaddr/ && NF == 8 { dead[$1] = 1 }
+        END { for (id in dead) if (name[id] != "" && alive[name[id]]) print id }'); do
+        say "forgetting $id: $(ask_self CLUSTER FORGET "$id")"
+    done
+}
+
+follow_somebody() {
+    primary=$(printf '%s\n' "$nodes" | awk '
+        $3 ~ /myself,master/ && NF == 8 { useless = 1 }
+        $3 ~ /slave/ && $3 !~ /fail/ { replicas[$4]++ }
+        $3 ~ /master/ && $3 !~ /myself|fail/ && NF > 8 { primaries[++count] = $1 }
+        END {
+            for (i = 1; i <= count; i++)
+                if (chosen == "" || replicas[primaries[i]] < replicas[chosen]) chosen = primaries[i]
+            if (useless) print chosen
+        }')
+    if [ -z "$primary" ]; then
+        useless_looks=0
+    elif [ "$((useless_looks += 1))" -ge "$USELESS_LOOKS_MAX" ]; then
+        say "following $primary: $(ask_self CLUSTER REPLICATE "$primary")"
+        useless_looks=0
+    fi
+}
+
+main

@@ -9,7 +9,7 @@ LOCK := .venv/bin/uv pip compile pyproject.toml --quiet --universal --python-ver
 	--no-emit-index-url --no-header --no-annotate
 
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap up down status audit test test-simulation test-system check unit simulate planted drills overload soak bench images lock
+.PHONY: help bootstrap up down status audit test test-simulation test-system check unit simulate planted drills overload soak bench images manifests lock
 
 help: ## Print this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -73,6 +73,9 @@ images: ## Build the images of the three services (BUILD=command instead of `doc
 	@$(BUILD) order:latest ./order
 	@$(BUILD) stock:latest ./stock
 	@$(BUILD) user:latest ./payment
+
+manifests: bootstrap ## Renew k8s/gateway-config.yaml from the gateway's own files
+	@$(PYTHON) -m local.manifests
 
 lock: bootstrap ## Renew both lock files from pyproject.toml
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check uv

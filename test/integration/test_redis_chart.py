@@ -60,16 +60,21 @@ class Pods:
         return self._folder / name / "data"
 
     def create(self) -> str:
-        return subprocess.run([SCRIPTS / "create.sh"], env=self._environment(), check=True, capture_output=True, text=True).stdout
+        return self._finish("create.sh", self._environment())
 
     def run(self, name: str, script: str) -> str:
-        done = subprocess.run([SCRIPTS / script], env=self._environment(name), check=True, capture_output=True, text=True)
+        return self._finish(script, self._environment(name))
+
+    def _finish(self, script: str, environment: dict[str, str]) -> str:
+        done = subprocess.run([SCRIPTS / script], env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def ask(self, name: str, *command: str) -> str:
+    def ask(self, name: str, *command: str, password: str = PASSWORD) -> str:
         address = self._addresses.get(name, "")
         question = ["redis-cli", "-h", address, "-p", PORT, *command]
-        done = subprocess.run(question, env=self._environment(), capture_output=True, text=True, check=False)
+        environment = self._environment() | {"REDISCLI_AUTH": password}
+        done = subprocess.run(question, env=environment, capture_output=True, text=True, check=False)
         return done.stdout.strip()
 
     def nodes(self, name: str) -> list[list[str]]:
@@ -83,7 +88,7 @@ class Pods:
 
     def pair_of(self, name: str) -> str:
         """Return the other name of the pair."""
-        known = {line[0]: (line[1].split(",")[1], line[3]) for line in self.nodes(name)}
+        known = {line[0]: (line[1].partition(",")[2], line[3]) for line in self.nodes(name)}
         own, own_primary = next((node, primary) for node, (other, primary) in known.items() if other == name)
         return next(other for node, (other, primary) in known.items() if node == own_primary or primary == own)
 
@@ -93,7 +98,9 @@ class Pods:
 
     def _sees_all(self, name: str) -> bool:
         lines = self.nodes(name)
-        places = {(line[1].split(",")[1], line[1].split(":")[0]) for line in lines if re.match(r"connected", line[7])}
+        places = {
+            (line[1].partition(",")[2], line[1].split(":")[0]) for line in lines if re.match(r"connected", line[7])
+        }
         well = places == set(self._addresses.items()) and not any("fail" in line[2] for line in lines)
         state = self.ask(name, "CLUSTER", "INFO")
         served = "cluster_state:ok" in state and "cluster_slots_ok:16384" in state
@@ -127,7 +134,7 @@ def pods(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pods]:
     pods = Pods(tmp_path_factory.mktemp("pods"))
     pods.start(*NAMES)
     try:
-        pods.created = pods.create()
+        pods.create()
         yield pods
     finally:
         pods.kill_all()
@@ -139,12 +146,12 @@ def whole(pods: Pods) -> Pods:
     return pods
 
 
-def test_pairs_are_on_two_machines(whole):
+def test_pairs_are_on_two_machines(whole: Pods) -> None:
     for name in NAMES:
         assert PLACES[NAMES.index(name)] != PLACES[NAMES.index(whole.pair_of(name))]
 
 
-def test_creation_run_again_changes_nothing(whole):
+def test_creation_run_again_changes_nothing(whole: Pods) -> None:
     before = sorted(line[0] for line in whole.nodes(NAMES[0]))
 
     assert "exists" in whole.create()
@@ -152,7 +159,7 @@ def test_creation_run_again_changes_nothing(whole):
     assert sorted(line[0] for line in whole.nodes(NAMES[0])) == before
 
 
-def test_a_killed_primary_is_replaced_and_comes_back_as_a_replica(whole):
+def test_a_killed_primary_is_replaced_and_comes_back_as_a_replica(whole: Pods) -> None:
     name = min(whole.primaries())
     pair = whole.pair_of(name)
     whole.kill(name)
@@ -164,7 +171,7 @@ def test_a_killed_primary_is_replaced_and_comes_back_as_a_replica(whole):
     assert not whole.is_primary(name)
 
 
-def test_all_that_come_back_with_new_addresses_at_once_find_each_other(whole):
+def test_all_that_come_back_with_new_addresses_at_once_find_each_other(whole: Pods) -> None:
     whole.kill_all()
 
     whole.start(*NAMES)
@@ -172,7 +179,7 @@ def test_all_that_come_back_with_new_addresses_at_once_find_each_other(whole):
     assert seconds_until(whole.is_whole, 15) < 15
 
 
-def test_a_primary_that_stops_hands_over(whole):
+def test_a_primary_that_stops_hands_over(whole: Pods) -> None:
     name = min(whole.primaries())
     pair = whole.pair_of(name)
 
@@ -182,7 +189,7 @@ def test_a_primary_that_stops_hands_over(whole):
     assert not whole.is_primary(name)
 
 
-def test_an_emptied_primary_comes_back_as_a_replica_with_everything(whole):
+def test_an_emptied_primary_comes_back_as_a_replica_with_everything(whole: Pods) -> None:
     name = min(whole.primaries())
     pair = whole.pair_of(name)
     keys = [f"key{number}" for number in range(60)]
@@ -201,7 +208,7 @@ def test_an_emptied_primary_comes_back_as_a_replica_with_everything(whole):
     assert [whole.ask(pair, "GET", key) for key in mine] == ["kept"] * len(mine)
 
 
-def test_an_emptied_pair_comes_back_with_its_slots(whole):
+def test_an_emptied_pair_comes_back_with_its_slots(whole: Pods) -> None:
     name = min(whole.primaries())
     pair = whole.pair_of(name)
     whole.kill(name, pair)
@@ -213,7 +220,7 @@ def test_an_emptied_pair_comes_back_with_its_slots(whole):
     seconds_until(whole.is_whole, 40)
 
 
-def test_one_that_nobody_knew_in_time_joins_under_a_new_id_and_its_old_one_is_forgotten(whole):
+def test_one_that_nobody_knew_in_time_joins_under_a_new_id_and_its_old_one_is_forgotten(whole: Pods) -> None:
     name = min(set(NAMES) - whole.primaries())
     old_id = whole.ask(name, "CLUSTER", "MYID")
     whole.kill_all()
@@ -227,6 +234,5 @@ def test_one_that_nobody_knew_in_time_joins_under_a_new_id_and_its_old_one_is_fo
     assert whole.ask(name, "CLUSTER", "MYID") != old_id
 
 
-def test_the_password_is_needed(whole):
-    question = ["redis-cli", "-h", whole._addresses[NAMES[0]], "-p", PORT, "PING"]
-    assert "NOAUTH" in subprocess.run(question, capture_output=True, text=True, check=False).stdout
+def test_the_password_is_needed(whole: Pods) -> None:
+    assert "NOAUTH" in whole.ask(NAMES[0], "PING", password="")

@@ -50,12 +50,13 @@ is_linked() {
         END { exit !yes }'
 }
 
+# Who never spoke to it knows it without a name.  One that is forgotten too early is met again.
 forget_ghosts() {
     for id in $(printf '%s\n' "$nodes" | awk '
         { split($2, part, ","); name[$1] = part[2] }
         $8 == "connected" && $3 !~ /fail|noaddr|handshake/ { alive[part[2]] = 1 }
         $3 ~ /fail($|,)|noaddr/ && NF == 8 { dead[$1] = 1 }
-        END { for (id in dead) if (name[id] != "" && alive[name[id]]) print id }'); do
+        END { for (id in dead) if (name[id] == "" || alive[name[id]]) print id }'); do
         say "forgetting $id: $(ask_self CLUSTER FORGET "$id")"
     done
 }

@@ -47,8 +47,9 @@ settings() {
     echo "cluster-announce-hostname $SELF"
     # Not for syslog, which is off: any client can ask for it, and so learn where this node runs.
     echo "syslog-ident ${PLACE:-unknown}"
-    echo "masterauth $(quoted "$REDISCLI_AUTH")"
-    echo "user default on resetpass $(quoted ">$REDISCLI_AUTH") ${ALSO_PASSWORD:+$(quoted ">$ALSO_PASSWORD")} ~* &* +@all"
+    printf 'masterauth %s\n' "$(quoted "$REDISCLI_AUTH")"
+    printf 'user default on resetpass %s %s ~* &* +@all\n' \
+        "$(quoted ">$REDISCLI_AUTH")" "${ALSO_PASSWORD:+$(quoted ">$ALSO_PASSWORD")}"
 }
 
 quoted() { printf '"%s"' "$(printf %s "$1" | sed 's/[\\"]/\\&/g')"; }

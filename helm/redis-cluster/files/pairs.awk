@@ -9,6 +9,7 @@
 }
 
 END {
+    total = 0
     for (turn = 1; total < NR; turn++)
         for (m = 1; m <= machine_count; m++)
             if (turn <= count[machines[m]]) {

@@ -5,6 +5,7 @@ PYTHON := .venv/bin/python
 PURE := order/domain.py,order/checkout.py,stock/domain.py,payment/domain.py,common/fold.py,common/request_reply.py,common/decision.py,common/messages.py,common/batch_init.py
 # How an image is built: `$(BUILD) NAME:TAG CONTEXT`.
 BUILD ?= docker build -t
+SCRIPTS := .ci/run *.sh */*.sh local/kafka/*.sh helm/redis-cluster/files/*.sh
 LOCK := .venv/bin/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header --no-annotate
 
@@ -40,11 +41,15 @@ test-simulation:
 test-system:
 	@$(PYTHON) -m pytest --ignore=test/unit --ignore=test/simulation --durations=10 --cov --cov-append --cov-report=term
 
-check: bootstrap ## Format, lint, types, imports
+check: bootstrap ## Format, lint, types, imports; scripts, images and manifests (CRDS=folder of Strimzi's definitions)
 	@.venv/bin/ruff format --check
 	@.venv/bin/ruff check
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
+	@.venv/bin/shellcheck -x -P SCRIPTDIR $(wildcard $(SCRIPTS))
+	@.venv/bin/hadolint $(wildcard */Dockerfile)
+	@local/kube_tools.sh
+	@$(PYTHON) -m local.validate $(if $(CRDS),--crds $(CRDS))
 
 unit: bootstrap ## Run the tests that need no process
 	@$(PYTHON) -m pytest test/unit

@@ -6,7 +6,7 @@
 #     ./deploy-charts-minikube.sh --delete        removes it all, with everything that was ever stored
 #
 #   TIMEOUT_S=600            how long each step may take to become ready
-#   REDIS_PASSWORD=redis     of all Redis nodes; REDIS_ALSO_PASSWORD=... is accepted too, while it is being changed
+#   REDIS_PASSWORD=...       of all Redis nodes (redis, until another one is set); REDIS_ALSO_PASSWORD=... is accepted too
 #   STRIMZI_VERSION=1.2.0    installed where Strimzi is not there yet
 
 set -euo pipefail
@@ -41,7 +41,7 @@ die() {
 check_tools() {
     local missing=()
     command -v kubectl >/dev/null || missing+=("kubectl (https://kubernetes.io/docs/tasks/tools)")
-    command -v helm >/dev/null || missing+=("helm (https://helm.sh/docs/intro/install)")
+    command -v helm >/dev/null || missing+=("helm 3.14 or newer (https://helm.sh/docs/intro/install)")
     [ ${#missing[@]} -eq 0 ] || die "$(printf 'missing: %s\n' "${missing[@]}")"
 }
 
@@ -100,9 +100,10 @@ install_one_redis() {
     local service=$1 arguments=()
     # Of a release that is not interrupted any more; helm would refuse to touch it.
     helm status "$service-redis" 2>/dev/null | grep -q '^STATUS: pending' && helm rollback "$service-redis" >/dev/null 2>&1
-    [ -z "${REDIS_PASSWORD:-}" ] || arguments+=(--set-string "password=$REDIS_PASSWORD")
-    arguments+=(--set-string "alsoPassword=${REDIS_ALSO_PASSWORD:-}")
-    helm upgrade --install "$service-redis" helm/redis-cluster "${arguments[@]}" \
+    [ -z "${REDIS_PASSWORD:-}" ] || arguments+=(--set-literal "password=$REDIS_PASSWORD")
+    arguments+=(--set-literal "alsoPassword=${REDIS_ALSO_PASSWORD:-}")
+    # What was set earlier stays: a password given once need not be given again.
+    helm upgrade --install --reset-then-reuse-values "$service-redis" helm/redis-cluster "${arguments[@]}" \
         --set-json "clients=[{\"component\":\"$service\"},{\"role\":\"audit\"}]" --timeout "${TIMEOUT_S}s" >/dev/null
     echo "$service-redis is there"
 }
@@ -152,7 +153,7 @@ not_ready() {
 
 say_where() {
     local context
-    context=$(kubectl config current-context)
+    context=$(kubectl config current-context 2>/dev/null || true)
     step "Ready"
     kubectl get pods
     if [ "$context" = minikube ] && command -v minikube >/dev/null; then

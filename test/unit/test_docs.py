@@ -11,8 +11,16 @@ import pytest
 from common import __version__
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/architecture.md", "docs/decisions.md", "docs/operations.md", "docs/measurements.md")
-FILE = re.compile(r"`((?:test|common|order|stock|payment|local|audit|gateway|stress-test|docs)/[\w./-]*)`")
+PAGES = (
+    "README.md",
+    "docs/architecture.md",
+    "docs/decisions.md",
+    "docs/operations.md",
+    "docs/measurements.md",
+    "docs/kubernetes.md",
+)
+FOLDERS = "test|common|order|stock|payment|local|audit|gateway|stress-test|docs|k8s|helm|compose|strimzi-kafka-config"
+FILE = re.compile(rf"`((?:{FOLDERS})/[\w./-]*)`")
 INVARIANTS = [f"I{number}" for number in range(1, 9)]
 
 

@@ -124,12 +124,12 @@ wait_for_everything() {
         kubectl wait kafka/my-cluster -n kafka --for=condition=Ready --timeout="${TIMEOUT_S}s" ||
             not_ready Kafka "kubectl describe kafka my-cluster -n kafka" "kubectl get pods -n kafka"
     fi
+    kubectl wait job/set-up --for=condition=Complete --timeout="${TIMEOUT_S}s" ||
+        not_ready "The topics" "kubectl logs -l role=set-up --all-containers --tail=20"
     for service in "${SERVICES[@]}"; do
         kubectl rollout status "statefulset/$service-redis" --timeout="${TIMEOUT_S}s" ||
             not_ready "$service-redis" "kubectl describe pod -l app.kubernetes.io/instance=$service-redis" "kubectl logs $service-redis-0"
     done
-    kubectl wait job/set-up --for=condition=Complete --timeout="${TIMEOUT_S}s" ||
-        not_ready "The topics" "kubectl logs -l role=set-up --all-containers --tail=20"
     for name in "${DEPLOYMENTS[@]}"; do
         kubectl rollout status "deployment/$name" --timeout="${TIMEOUT_S}s" || explain "$name"
     done

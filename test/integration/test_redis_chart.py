@@ -183,7 +183,7 @@ def test_a_primary_that_stops_hands_over(whole: Pods) -> None:
     name = min(whole.primaries())
     pair = whole.pair_of(name)
 
-    assert "OK" in whole.run(name, "hand-over.sh")
+    assert "handed over" in whole.run(name, "hand-over.sh")
 
     assert whole.is_primary(pair)
     assert not whole.is_primary(name)

@@ -50,6 +50,11 @@ class Pods:
                 process.kill()
                 process.wait()
 
+    def abandon(self, name: str) -> list[subprocess.Popen[bytes]]:
+        """Forget a pod whose processes go on; return these."""
+        del self._addresses[name]
+        return self._processes.pop(name)
+
     def kill_all(self) -> None:
         self.kill(*self._processes)
 
@@ -177,6 +182,21 @@ def test_all_that_come_back_with_new_addresses_at_once_find_each_other(whole: Po
     whole.start(*NAMES)
 
     assert seconds_until(whole.is_whole, 15) < 15
+
+
+def test_two_never_run_on_the_same_files(whole: Pods) -> None:
+    """A forced delete starts the new pod while the old one may still run."""
+    name = min(set(NAMES) - whole.primaries())
+    old = whole.abandon(name)
+    whole.start(name)
+    time.sleep(3)
+    assert not whole.ask(name, "PING")
+
+    for process in old:
+        process.kill()
+        process.wait()
+
+    seconds_until(whole.is_whole, 20)
 
 
 def test_a_primary_that_stops_hands_over(whole: Pods) -> None:

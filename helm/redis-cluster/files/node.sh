@@ -2,6 +2,7 @@
 # Becomes one node of the cluster.  A node that comes back with an emptied disk must not return as an empty primary: the
 # others would take its nothing for the truth.  So before redis-server takes this process over:
 #
+# 0. After a forced delete the node that it was may still run, on the same files: it waits until that one has ended.
 # 1. A node that has its files starts as it is.
 # 2. An emptied one asks the others what it is to them, until a replica was promoted in its place.  Where too few
 #    primaries are left for an election, it tells its replica to take over without one.
@@ -28,11 +29,20 @@ ELECTION_TIMEOUT_S=8
 TAKEOVER_TIMEOUT_S=3
 
 main() {
+    wait_for_predecessor
     settings >"$RUN/redis.conf"
     if is_emptied; then
         find_place
     fi
     exec redis-server "$RUN/redis.conf"
+}
+
+# redis-server inherits the lock, and holds it while it lives.
+wait_for_predecessor() {
+    exec 9>"$DATA/.lock"
+    until flock -w 1 9; do
+        say "another process still uses $DATA"
+    done
 }
 
 settings() {

@@ -24,5 +24,6 @@ if [ ! -f "$folder/meta.properties" ]; then
     java -XX:SharedArchiveFile=$archive -XX:+UseSerialGC -XX:TieredStopAtLevel=1 "$logging" \
         kafka.tools.StorageTool format --cluster-id "$cluster_id" --config "$properties"
 fi
-exec java "$sharing" -Xms64m -Xmx256m -XX:+UseSerialGC -Xss512k -XX:ReservedCodeCacheSize=64m -XX:-UsePerfData \
-    -XX:+ExitOnOutOfMemoryError "$logging" kafka.Kafka "$properties"
+# Only the first of the JVM's compilers: brokers here live for minutes, and the second one's work never pays.
+exec java "$sharing" -XX:TieredStopAtLevel=1 -Xms64m -Xmx256m -XX:+UseSerialGC -Xss512k \
+    -XX:ReservedCodeCacheSize=64m -XX:-UsePerfData -XX:+ExitOnOutOfMemoryError "$logging" kafka.Kafka "$properties"

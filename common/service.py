@@ -28,7 +28,7 @@ from common.log import (
 )
 from common.processor import Processor, World
 from common.snapshot import Snapshots
-from common.snapshotter import Snapshotter, Surroundings
+from common.snapshotter import Snapshotter
 from common.stand_aside import own_within_reach
 from common.store import Store, StoreFailed
 from common.tasks import crash_on_error, spare_garbage_collection, spawn
@@ -106,7 +106,7 @@ async def _take_snapshots(machine: Machine, settings: config.Settings) -> None:
     os.nice(NICE)
     loop_watch, told_to_stop = _begin()
     await wait_for_log(settings)
-    snapshotter = Snapshotter(machine, settings.topology, _surroundings(machine, settings))
+    snapshotter = Snapshotter(machine, settings.topology, _world(machine, settings), settings.snapshot_records)
     telemetry.serve(settings.bind, lambda: loop_watch.is_answering and snapshotter.is_ready)
     working = spawn(snapshotter.run())
     await told_to_stop.wait()
@@ -142,8 +142,3 @@ def _world(machine: Machine, settings: config.Settings) -> World:
         dead_letters=DeadLetterBox(settings, machine.service, producer),
         snapshots=Snapshots(SnapshotTopics(settings, producer)),
     )
-
-
-def _surroundings(machine: Machine, settings: config.Settings) -> Surroundings:
-    world = _world(machine, settings)
-    return Surroundings(world.tail, world.store, world.dead_letters, world.snapshots, settings.snapshot_records)

@@ -10,8 +10,7 @@ emptied.
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from functools import partial
 
 import msgspec
@@ -21,8 +20,8 @@ from common import telemetry
 from common.decision import Machine
 from common.fold import BURIED, Codec, DeadLetter, DeadLetters, Folded, Record
 from common.messages import Topology, partitions_of
-from common.processor import DeadLetterBox, Halted, Partition, Store, Tail, World
-from common.snapshot import Manifest, Snapshots
+from common.processor import DeadLetterBox, Halted, Partition, Tail, World
+from common.snapshot import Manifest
 from common.store import Fenced
 from common.watchdog import nurse
 
@@ -36,25 +35,17 @@ PAUSE_S = 60.0
 logger = structlog.get_logger()
 
 
-class Surroundings(msgspec.Struct, frozen=True):
-    """All that a snapshotter touches outside itself: what owners have, and how often to take a snapshot."""
-
-    tail: Callable[[str], Tail]
-    store: Store
-    dead_letters: DeadLetterBox
-    snapshots: Snapshots
-    records_min: int
-    now_s: Callable[[], float] = time.time
-    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-
-
 class Snapshotter:
-    """All partitions of a service, each folded once more."""
+    """All partitions of a service, each folded once more in its owner's world, without a word to anybody.
 
-    def __init__(self, machine: Machine, topology: Topology, real: Surroundings) -> None:
+    A snapshot is due `records_min` records after the last one.
+    """
+
+    def __init__(self, machine: Machine, topology: Topology, world: World, records_min: int) -> None:
         self._machine = machine
         self._topology = topology
-        self._real = real
+        self._world = world
+        self._records_min = records_min
         self._partitions: dict[str, Partition] = {}
 
     @property
@@ -66,36 +57,35 @@ class Snapshotter:
     async def run(self) -> None:
         """Follow all partitions until cancelled."""
         names = partitions_of(self._machine.service, self._topology)
-        await asyncio.gather(*(nurse(name, partial(self._follow, name), self._real.sleep) for name in names))
+        await asyncio.gather(*(nurse(name, partial(self._follow, name), self._world.sleep) for name in names))
 
     async def _follow(self, name: str) -> None:
-        partition = self._partitions[name] = _shadow(name, self._machine, self._topology, self._real)
+        memory = _Memory(name, Codec(self._machine), self._world, self._records_min)
+        partition = Partition(name, self._machine, self._topology, _shadow(self._world, memory))
+        self._partitions[name] = partition
         await partition.run()
 
 
-def _shadow(name: str, machine: Machine, topology: Topology, real: Surroundings) -> Partition:
-    """Return one partition, to be folded once more from the newest snapshot on."""
-    memory = _Memory(name, Codec(machine), real)
-    world = World(
+def _shadow(real: World, memory: _Memory) -> World:
+    """Return a world in which nothing is stored but in `memory`, and nothing is sent."""
+    return msgspec.structs.replace(
+        real,
         tail=lambda partition: _Behind(real.tail(partition), memory),
         publisher=_Nowhere(),
         store=memory,
         dead_letters=memory.letters,
-        snapshots=real.snapshots,
-        now_s=real.now_s,
-        sleep=real.sleep,
     )
-    return Partition(name, machine, topology, world)
 
 
 class _Memory:
     """The store of a partition that is folded once more: its fields, and the position up to which to fold."""
 
-    def __init__(self, name: str, codec: Codec, real: Surroundings) -> None:
+    def __init__(self, name: str, codec: Codec, real: World, records_min: int) -> None:
         self.letters = _Letters(name, real.dead_letters)
         self._name = name
         self._codec = codec
         self._real = real
+        self._records_min = records_min
         self._position = self._target = 0
         self._fields: dict[str, bytes] = {}
         self._seen: dict[str, bytes | None] = {}
@@ -173,7 +163,7 @@ class _Memory:
 
     async def _take_if_due(self) -> None:
         now_s = self._real.now_s()
-        is_due = self._position - self._snapshot_position >= self._real.records_min
+        is_due = self._position - self._snapshot_position >= self._records_min
         if is_due and now_s - self._snapshot_s >= PAUSE_S:
             self._snapshot_s = now_s  # before: one that fails is as large
             fields = self._fields.copy()

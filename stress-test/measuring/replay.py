@@ -25,10 +25,11 @@ from common import telemetry
 from common.config import Settings, load
 from common.decision import Machine
 from common.fold import Record
-from common.log import DeadLetterBox, Ends, Producer, SnapshotTopics, Tail, inbox
+from common.log import DeadLetterBox, Ends, Producer, Publisher, SnapshotTopics, Tail, inbox
 from common.messages import partitions_of
+from common.processor import World
 from common.snapshot import Snapshots
-from common.snapshotter import PAUSE_S, Snapshotter, Surroundings
+from common.snapshotter import PAUSE_S, Snapshotter
 from common.store import Store
 from common.tasks import spare_garbage_collection
 from local.profiles import HOST, SERVICES, Profile
@@ -276,15 +277,16 @@ async def fold_once(machine: Machine, settings: Settings, *, with_snapshot: bool
     """Fold until every partition was compared with the store, and has a snapshot there if it is to have one."""
     producer, ends, store = Producer(settings), Ends(settings), Store(settings)
     started_s = time.time()
-    surroundings = Surroundings(
+    world = World(
         tail=lambda partition: Counted(settings, inbox(partition), ends),
+        publisher=Publisher(producer),
         store=store,
         dead_letters=DeadLetterBox(settings, machine.service, producer),
         snapshots=Snapshots(SnapshotTopics(settings, producer)),
-        records_min=1 if with_snapshot else sys.maxsize,
         now_s=lambda: time.time() + (0 if time.time() - started_s < BEGINNING_S else PAUSE_S),
     )
-    folding = asyncio.ensure_future(Snapshotter(machine, settings.topology, surroundings).run())
+    records_min = 1 if with_snapshot else sys.maxsize
+    folding = asyncio.ensure_future(Snapshotter(machine, settings.topology, world, records_min).run())
     names = partitions_of(machine.service, settings.topology)
     await until("checkout_states_compared_total", names)
     seconds = time.monotonic() - Counted.since_s

@@ -60,7 +60,7 @@ from common.messages import (
 from common.new_rules import announce
 from common.redelivery import CannotRedeliver, redeliver
 from common.snapshot import Snapshots
-from common.snapshotter import Snapshotter, Surroundings
+from common.snapshotter import Snapshotter
 from local.system import System
 from stock.domain import SHORTAGE, AddStock, CreateItem, Item, SubtractStock
 
@@ -167,8 +167,7 @@ async def test_an_emptied_store_is_restored_from_a_snapshot_once_its_log_was_tri
 async def snapshotting(probe: ProbeSettings) -> AsyncIterator[None]:
     """Have a snapshotter, with connections of its own, that takes a snapshot whenever it may."""
     async with a_world(probe) as world:
-        real = Surroundings(world.tail, world.store, world.dead_letters, world.snapshots, 1)
-        work = asyncio.ensure_future(Snapshotter(probe.machine, probe.topology, real).run())
+        work = asyncio.ensure_future(Snapshotter(probe.machine, probe.topology, world, records_min=1).run())
         try:
             yield
         finally:

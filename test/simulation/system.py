@@ -19,7 +19,7 @@ from common.log import Publisher
 from common.messages import Topology, partitions_of
 from common.processor import Processor, World
 from common.snapshot import Snapshots
-from common.snapshotter import Snapshotter, Surroundings
+from common.snapshotter import Snapshotter
 from order.domain import MACHINE as ORDER
 from payment.domain import MACHINE as PAYMENT
 from stock.domain import MACHINE as STOCK
@@ -40,18 +40,8 @@ class ProcessorProcess(Process):
     def __init__(self, name: str, machine: Machine, system: System) -> None:
         super().__init__(name, system.clock_error_s())
         self.service = machine.service
-        sender = SimulatedSender(system.log, system.wire, self)
-        world = World(
-            tail=lambda partition: SimulatedTail(system.log, system.wire, self, partition),
-            publisher=Publisher(sender),
-            store=SimulatedStore(system.cluster, system.wire, self),
-            dead_letters=SimulatedDeadLetterBox(sender, system.log, machine.service),
-            snapshots=Snapshots(SimulatedSnapshotLog(sender, system.log)),
-            now_s=self.now_s,
-            sleep=self.sleep,
-        )
         self.owned: set[str] = set()
-        self._processor = Processor(machine, system.topology, world)
+        self._processor = Processor(machine, system.topology, _world(self, machine, system))
 
     def assign(self, names: set[str]) -> None:
         """Own exactly these partitions, as far as this process knows."""
@@ -66,17 +56,21 @@ class SnapshotterProcess(Process):
     def __init__(self, name: str, machine: Machine, system: System) -> None:
         super().__init__(name, system.clock_error_s())
         self.service = machine.service
-        sender = SimulatedSender(system.log, system.wire, self)
-        surroundings = Surroundings(
-            tail=lambda partition: SimulatedTail(system.log, system.wire, self, partition),
-            store=SimulatedStore(system.cluster, system.wire, self),
-            dead_letters=SimulatedDeadLetterBox(sender, system.log, machine.service),
-            snapshots=Snapshots(SimulatedSnapshotLog(sender, system.log)),
-            records_min=system.snapshot_records,
-            now_s=self.now_s,
-            sleep=self.sleep,
-        )
-        self.start(Snapshotter(machine, system.topology, surroundings).run())
+        world = _world(self, machine, system)
+        self.start(Snapshotter(machine, system.topology, world, system.snapshot_records).run())
+
+
+def _world(process: Process, machine: Machine, system: System) -> World:
+    sender = SimulatedSender(system.log, system.wire, process)
+    return World(
+        tail=lambda partition: SimulatedTail(system.log, system.wire, process, partition),
+        publisher=Publisher(sender),
+        store=SimulatedStore(system.cluster, system.wire, process),
+        dead_letters=SimulatedDeadLetterBox(sender, system.log, machine.service),
+        snapshots=Snapshots(SimulatedSnapshotLog(sender, system.log)),
+        now_s=process.now_s,
+        sleep=process.sleep,
+    )
 
 
 class System:

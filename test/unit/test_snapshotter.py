@@ -21,7 +21,7 @@ from common.fold import Codec, Record
 from common.log import LogFailed
 from common.messages import AskPrice, encode
 from common.snapshot import Snapshots
-from common.snapshotter import Snapshotter, Surroundings
+from common.snapshotter import Snapshotter
 from common.store import StoreFailed
 from stock.domain import AddStock, Item, SubtractStock
 
@@ -35,11 +35,7 @@ def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def a_snapshotter(bench: Bench, records_min: int = MANY, machine: Machine = STOCK) -> Snapshotter:
-    world = bench.world()
-    surroundings = Surroundings(
-        world.tail, world.store, world.dead_letters, world.snapshots, records_min, world.now_s, world.sleep
-    )
-    return Snapshotter(machine, ONE_EACH, surroundings)
+    return Snapshotter(machine, ONE_EACH, bench.world(), records_min)
 
 
 @asynccontextmanager

@@ -29,6 +29,7 @@ from aiokafka.errors import (
 )
 
 from common.config import ConfigError, Settings
+from common.failures import Failures
 from common.fold import DeadLetter, DeadLetters, Record
 from common.messages import RECORD_BYTES_MAX, Genesis, encode, encode_batch
 from common.tasks import spawn
@@ -53,7 +54,8 @@ START_RETRY_S = 0.5
 FAILURES_MAX = 5
 REPLACE_S = 8.0
 """So many calls in a row, and for so long, nothing but failures: the producer, or the consumer that asks for ends, is
-replaced.  Longer than a failover, in which a new one knows no more, and may begin with the broker that is frozen."""
+replaced, and no sooner again.  Longer than a failover, in which a new one knows no more, and may begin with the broker
+that is frozen."""
 DEAD_FAILURES = 20
 DEAD_S = 60.0
 """So many sends, for so long, nothing but failures: is it the log, or this process?  Longer than the 30 s after which
@@ -121,34 +123,14 @@ class Sender(Protocol):
         """Return the record's offset, acknowledged by all in-sync replicas; raise LogFailed otherwise."""
 
 
-class _Failures:
-    """The failures in a row of one place, and how long there has been nothing else there.
-
-    By place: where one partition's sends hang, those to others succeed meanwhile.
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._since_s = 0.0
-
-    def add(self) -> None:
-        """Count one more."""
-        if self.count == 0:
-            self._since_s = time.monotonic()
-        self.count += 1
-
-    def last(self, seconds: float) -> bool:
-        """Say whether there has been nothing else for so long."""
-        return self.count > 0 and time.monotonic() - self._since_s >= seconds
-
-
 class Producer:
     """Appends single records.  A producer of aiokafka's that keeps failing is replaced, the old one closed first."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._producer: AIOKafkaProducer | None = None
-        self._failures: dict[TopicPartition, _Failures] = {}
+        self._failures = Failures(FAILURES_MAX, REPLACE_S)
+        self._all_failures = Failures(DEAD_FAILURES, DEAD_S)  # those with earlier producers, too
         self._lock = asyncio.Lock()
 
     async def send(self, place: TopicPartition, value: bytes) -> int:
@@ -163,7 +145,8 @@ class Producer:
         except (KafkaError, OSError, TimeoutError, AssertionError) as why:  # AssertionError: partition not known yet
             await self._failed(place, why)
             raise LogFailed(f"send to {place.topic}-{place.partition}: {why!r}") from why
-        self._failures.pop(place, None)
+        self._failures.end(place)
+        self._all_failures.end(place)
         return offset
 
     async def close(self) -> None:
@@ -190,19 +173,14 @@ class Producer:
 
     async def _failed(self, place: TopicPartition, why: BaseException) -> None:
         """Replace the producer now and then; raise Stuck when that does not help although the log answers others."""
-        failures = self._failures.setdefault(place, _Failures())
-        failures.add()
-        if failures.count % FAILURES_MAX or not failures.last(REPLACE_S):
+        seems_dead = self._all_failures.add(place)
+        if not self._failures.add(place):
             return
+        self._failures.clear()
         await self.close()
         note_repair("producer", f"{place.topic}-{place.partition}: {why!r}")
-        if self._seem_dead(failures, why) and await self._answers_others(place):
-            raise Stuck(f"{failures.count} sends to {place} have failed, and it can be read") from why
-
-    def _seem_dead(self, failures: _Failures, why: BaseException) -> bool:
-        """Say whether it is time to ask whose fault it is.  A broker that says that it lacks replicas has said it."""
-        is_long = failures.count >= DEAD_FAILURES and failures.last(DEAD_S)
-        return is_long and not isinstance(why, NotEnoughReplicasError | NotEnoughReplicasAfterAppendError)
+        if seems_dead and not _lacks_replicas(why) and await self._answers_others(place):
+            raise Stuck(f"only failures of {DEAD_FAILURES} sends or more to {place}, and it can be read") from why
 
     async def _answers_others(self, place: TopicPartition) -> bool:
         try:
@@ -211,6 +189,11 @@ class Producer:
         except LogFailed:
             return False
         return True
+
+
+def _lacks_replicas(why: BaseException) -> bool:
+    """Say whether it is the broker itself that says whose fault it is."""
+    return isinstance(why, NotEnoughReplicasError | NotEnoughReplicasAfterAppendError)
 
 
 class Publisher:
@@ -428,7 +411,7 @@ class Ends:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._consumer: AIOKafkaConsumer | None = None
-        self._failures: dict[TopicPartition, _Failures] = {}
+        self._failures = Failures(FAILURES_MAX, REPLACE_S)
         self._lock = asyncio.Lock()
 
     async def end(self, partition: str) -> int:
@@ -444,7 +427,7 @@ class Ends:
         except LogFailed as why:
             await self._failed(place, why)
             raise
-        self._failures.pop(place, None)
+        self._failures.end(place)
         end: int = ends[place]
         return end
 
@@ -458,9 +441,7 @@ class Ends:
             return self._consumer
 
     async def _failed(self, place: TopicPartition, why: LogFailed) -> None:
-        failures = self._failures.setdefault(place, _Failures())
-        failures.add()
-        if failures.count >= FAILURES_MAX and failures.last(REPLACE_S):
+        if self._failures.add(place):
             self._failures.clear()
             await self.close()
             note_repair("consumer that asks for ends", str(why))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from redis.backoff import ConstantBackoff
 from redis.exceptions import NoScriptError
 
 from common.config import Settings
+from common.failures import Failures
 from common.fold import Folded
 from common.messages import Told, encode
 from common.snapshot import Manifest
@@ -30,8 +32,10 @@ from common.watchdog import note_repair
 CALL_TIMEOUT_S = 1.0
 REPLY_WAIT_S = 1.0
 REPLY_LIFE_MS = 60_000
-FAILURES_MAX = 20
-"""Calls that fail in a row, none succeeding, before the client is replaced."""
+FAILURES_MAX = 5
+REPLACE_S = 8.0
+"""So many calls for one partition in a row, and for so long, nothing but failures: the client is replaced, and no
+sooner again.  Longer than a failover, in which a new one knows no more, and may begin with the node that is frozen."""
 
 FILL_FIELDS = 1_000
 """Fields that one script writes: longer ones would stop the node for too long."""
@@ -78,7 +82,7 @@ class Store:
 
     async def read(self, partition: str, fields: list[str]) -> tuple[int, list[bytes | None]]:
         """Return the partition's position (0: it has no state) and the fields, both as of the same moment."""
-        with self._client.calling(f"read {partition}") as redis:
+        with self._client.calling("read", partition) as redis:
             position, *values = await redis.execute_command("HMGET", _hash(partition), "position", *fields)
         return int(position or 0), values
 
@@ -87,7 +91,7 @@ class Store:
 
         For an audit, with a longer time-out: it stops the node for as long as it takes (187 ms for 300,000 fields).
         """
-        with self._client.calling(f"dump {partition}") as redis:
+        with self._client.calling("dump", partition) as redis:
             stored = await redis.execute_command("HGETALL", _hash(partition))
         fields = {field.decode(): value for field, value in stored.items()}
         return int(fields.pop("position", 0)), fields
@@ -100,7 +104,7 @@ class Store:
         replies = folded.replies if with_replies else {}
         keys = [_hash(partition), *(_replies_to(partition, web_id) for web_id in replies)]
         arguments = [*_arguments(folded), *(encode(told) for told in replies.values())]
-        with self._client.calling(f"apply {partition}") as redis:
+        with self._client.calling("apply", partition) as redis:
             stored = int(await _apply(redis, keys, arguments))
         if stored != folded.end:
             raise Fenced(partition, folded.start, stored)
@@ -113,25 +117,25 @@ class Store:
         It is written under a temporary name and renamed when all of it is there: nobody ever reads a part of it.
         """
         temporary = f"{_hash(partition)}:restore:{uuid4().hex}"
-        await self._fill(temporary, {"header": manifest.header, "position": b"%d" % manifest.position})
+        await self._fill(partition, temporary, {"header": manifest.header, "position": b"%d" % manifest.position})
         async for fields in chunks:
-            await self._fill(temporary, fields)
+            await self._fill(partition, temporary, fields)
         arguments = [expected, manifest.position, manifest.field_count + 2]
-        with self._client.calling(f"restore {partition}") as redis:
+        with self._client.calling("restore", partition) as redis:
             stored = int(await _restore(redis, [_hash(partition), temporary], arguments))
         if stored != manifest.position:
             raise Fenced(partition, expected, stored)
 
-    async def _fill(self, temporary: str, fields: dict[str, bytes]) -> None:
+    async def _fill(self, partition: str, temporary: str, fields: dict[str, bytes]) -> None:
         pairs = list(fields.items())
         for start in range(0, len(pairs), FILL_FIELDS):
             flat = [part for pair in pairs[start : start + FILL_FIELDS] for part in pair]
-            with self._client.calling(f"fill {temporary}") as redis:
+            with self._client.calling("fill", partition) as redis:
                 await _fill(redis, [temporary], [FILL_LIFE_MS, *flat])
 
     async def memory_share(self, partition: str) -> float:
         """Return how much of its memory the partition's node uses, 0 to 1; 0 where there is no limit."""
-        with self._client.calling(f"memory of {partition}") as redis:
+        with self._client.calling("memory", partition) as redis:
             node = redis.get_node_from_key(_hash(partition))
             if node is None:
                 return 0.0
@@ -155,7 +159,7 @@ class Replies:
 
         Not BLMPOP: to find its keys, redis-py asks the server (COMMAND GETKEYS) before every call.
         """
-        with self._client.calling(f"replies of {partition}") as redis:
+        with self._client.calling("replies", partition) as redis:
             taken = await redis.execute_command("BLPOP", _replies_to(partition, self._web_id), REPLY_WAIT_S)
         return _replies.decode(taken[1]) if taken else []
 
@@ -165,44 +169,65 @@ class Replies:
 
 
 class _Client:
-    """A client of the cluster.  One that only fails is replaced: what it knows may be what is wrong."""
+    """A client of the cluster.  One that only fails is replaced: what it knows may be what is wrong.
+
+    That may be so for one partition alone.  Calls for others, under way in the client that is replaced, end there; then
+    it is closed.
+    """
 
     def __init__(self, settings: Settings, timeout_s: float) -> None:
         self._settings = settings
         self._timeout_s = timeout_s
         self._redis = _connect(settings, timeout_s)
-        self._failures = 0
+        self._calls: Counter[RedisCluster] = Counter()
+        self._failures = Failures(FAILURES_MAX, REPLACE_S)
 
     @contextlib.contextmanager
-    def calling(self, doing: str) -> Iterator[RedisCluster]:
+    def calling(self, doing: str, partition: str) -> Iterator[RedisCluster]:
         """Around one call of the library's, and nothing else.
 
         Any exception: besides its own, redis-py 8.1 lets AttributeError and uvloop's RuntimeError out when another
         task's failure closes a connection that this call is about to use.
         """
+        redis = self._redis
+        self._calls[redis] += 1
         try:
-            yield self._redis
+            yield redis
         except Exception as why:
-            self._note_failure()
-            raise StoreFailed(f"{doing}: {why!r}") from why
-        self._failures = 0
+            failed = StoreFailed(f"{doing} {partition}: {why!r}")
+            self._note_failure(partition, failed)
+            raise failed from why
+        else:
+            self._failures.end(partition)
+        finally:
+            self._leave(redis)
 
     async def close(self) -> None:
         """Disconnect."""
-        await self._redis.aclose()
+        await _close(self._redis)
 
-    def _note_failure(self) -> None:
-        self._failures += 1
-        if self._failures >= FAILURES_MAX:
-            self._failures = 0
-            old, self._redis = self._redis, _connect(self._settings, self._timeout_s)
-            spawn(_close(old))
-            note_repair("store client", f"{FAILURES_MAX} calls in a row have failed")
+    def _note_failure(self, partition: str, why: StoreFailed) -> None:
+        if self._failures.add(partition):
+            self._failures.clear()
+            self._redis = _connect(self._settings, self._timeout_s)
+            note_repair("store client", str(why))
+
+    def _leave(self, redis: RedisCluster) -> None:
+        """Note the end of a call; the last one in a client that was replaced closes it."""
+        self._calls[redis] -= 1
+        if not self._calls[redis]:
+            del self._calls[redis]
+            if redis is not self._redis:
+                spawn(_close(redis))
 
 
 async def _close(redis: RedisCluster) -> None:
+    """Close all connections.  Its own `aclose` leaves them to one whose last call has failed (redis-py 8.1)."""
     with contextlib.suppress(Exception):
         await redis.aclose()
+    for nodes in ("nodes_cache", "startup_nodes"):
+        with contextlib.suppress(Exception):
+            await redis.nodes_manager.aclose(nodes)
 
 
 def _connect(settings: Settings, timeout_s: float) -> RedisCluster:

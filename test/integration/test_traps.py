@@ -48,7 +48,7 @@ from common import log, watchdog
 from common.fold import Folded
 from common.log import LogFailed, Membership, Producer, inbox
 from common.messages import Done, Told, encode, encode_batch
-from common.store import CALL_TIMEOUT_S, Replies
+from common.store import CALL_TIMEOUT_S, Replies, Store, StoreFailed
 from common.tasks import CRASHED
 from common.watchdog import Stuck
 from local.profiles import HOST, REPOSITORY
@@ -408,6 +408,42 @@ async def test_a_slot_map_that_is_stale_costs_no_call_and_no_connection_of_other
 
         await store.read(elsewhere, [])
         assert _connections(system, elsewhere) >= connections
+
+
+async def test_a_client_that_is_replaced_leaves_no_connection_behind(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither to the node that hangs nor to others: after a failure, redis-py's `aclose` does nothing."""
+    monkeypatch.setattr("common.store.REPLACE_S", 0.0)
+    monkeypatch.setattr("common.store.FAILURES_MAX", 2)
+    probe = a_probe(system)
+    elsewhere = next(
+        name for name in _names(probe) if faults.primary_of(system, name) != faults.primary_of(system, probe.first)
+    )
+    primary = faults.primary_of(system, probe.first)
+    before = _connections(system, elsewhere)
+
+    store = Store(probe, timeout_s=0.1)
+    for name in (probe.first, elsewhere):
+        await store.read(name, [])
+    with faults.frozen(system, primary):  # for less than a failover takes
+        for _ in range(2):
+            with pytest.raises(StoreFailed):
+                await store.read(probe.first, [])
+    await asyncio.sleep(0.1)  # it is closed by a task of its own
+
+    assert _connections(system, elsewhere) == before
+    await until(partial(can_be_read, store, probe.first), "the new client reads")
+    await store.close()
+    assert _connections(system, elsewhere) == before
+
+
+async def can_be_read(store: Store, partition: str) -> bool:
+    try:
+        await store.read(partition, [])
+    except StoreFailed:
+        return False
+    return True
 
 
 def _names(probe: ProbeSettings) -> list[str]:

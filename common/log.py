@@ -66,7 +66,7 @@ LOOK_S = 3.0
 """How often a member looks at its group from outside."""
 DOUBTS_MAX = 5
 """Looks in a row that find something else than the member knows, before it joins anew: longer than a rebalance."""
-READY_GAP_S = 25.0
+GROUP_GAP_S = 25.0
 """How long the group may not be seen before the process says that it is not ready: longer than a failover."""
 NEVER_S = float("-inf")
 REJOINS_MAX = 3
@@ -601,7 +601,7 @@ class Membership(ConsumerRebalanceListener):
     @property
     def is_member(self) -> bool:
         """Say whether the group has taken us, or was seen to have us, lately."""
-        return time.monotonic() - self._agreed_s < READY_GAP_S
+        return time.monotonic() - self._agreed_s < GROUP_GAP_S
 
     async def run(self) -> None:
         """Stay a member until cancelled, then leave, so that others take over at once; it can be run again.

@@ -29,7 +29,7 @@ from common.tasks import crash_on_error, spawn
 from common.watchdog import LoopWatch, Work, nurse
 from common.worker import draining
 
-READY_GAP_S = 3.0
+UNHEARD_READY_S = 3.0
 """How long a partition's log and replies may be silent before this process says that it is not ready.
 
 Then the gateway prefers others.  Where none is ready, it sends requests here all the same, and they wait."""
@@ -120,7 +120,7 @@ class Web:
     @property
     def is_ready(self) -> bool:
         """Say whether requests can be served: not stopping, loop turning, every partition's log and store heard."""
-        return self._silent_s < READY_GAP_S and self._loop_watch.is_answering and not draining.is_set()
+        return self._silent_s < UNHEARD_READY_S and self._loop_watch.is_answering and not draining.is_set()
 
     @property
     def seems_cut_off(self) -> bool:

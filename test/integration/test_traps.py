@@ -97,7 +97,7 @@ async def a_member(probe: ProbeSettings) -> AsyncIterator[tuple[Membership, set[
 async def is_member_again(membership: Membership) -> None:
     """Wait until the group is seen, and sees the member as it sees itself, from now on."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(log, "READY_GAP_S", 1.0)
+        patch.setattr(log, "GROUP_GAP_S", 1.0)
         await asyncio.sleep(1.0)  # whatever was seen before now does not count
 
         async def is_member() -> bool:

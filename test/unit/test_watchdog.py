@@ -677,7 +677,7 @@ async def test_a_member_of_a_group_that_was_not_seen_for_long_is_not_ready(
         await until(lambda: membership.is_member)
         group.partitions = None
         await turns(10)
-        monkeypatch.setattr(log, "READY_GAP_S", 0.0)
+        monkeypatch.setattr(log, "GROUP_GAP_S", 0.0)
         assert not membership.is_member
 
     await with_membership(test)

@@ -8,6 +8,7 @@ import signal
 import sys
 
 import click
+import msgspec
 import structlog
 import uvloop
 
@@ -40,50 +41,75 @@ NICE = 10
 logger = structlog.get_logger()
 
 
+class _Service(msgspec.Struct, frozen=True):
+    """What every command is told."""
+
+    machine: Machine
+    settings: config.Settings
+
+    def configure_logging(self, process: str) -> None:
+        """Have every line say whose it is."""
+        telemetry.configure_logging(self.settings.log_level, service=self.machine.service, process=process)
+
+
 def run(machine: Machine) -> None:
     """Run the command that the command line names."""
-    settings = config.load()
+    commands = [_web, _processor, _snapshotter, _setup, _redeliver, _new_rules]
+    program = click.Group(commands=commands, help=f"The {machine.service} service.")
+    program(obj=_Service(machine, config.load()))
 
-    @click.group(help=f"The {machine.service} service.")
-    def service() -> None:
-        pass
 
-    @service.command(help="Serve HTTP.")
-    def web() -> None:
-        application = f"{machine.service}.app:create_app()"
-        os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "-c", "python:common.gunicorn_conf", application])
+@click.command("web")
+@click.pass_obj
+def _web(service: _Service) -> None:
+    """Serve HTTP."""
+    application = f"{service.machine.service}.app:create_app()"
+    os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "-c", "python:common.gunicorn_conf", application])
 
-    @service.command(help="Own partitions of the inbox: fold, publish, apply.")
-    def processor() -> None:
-        telemetry.configure_logging(settings.log_level, service=machine.service, process="processor")
-        uvloop.run(_process(machine, settings))
 
-    @service.command(help="Compare what is stored with what the log makes, take snapshots, trim the log.")
-    def snapshotter() -> None:
-        telemetry.configure_logging(settings.log_level, service=machine.service, process="snapshotter")
-        uvloop.run(_take_snapshots(machine, settings))
+@click.command("processor")
+@click.pass_obj
+def _processor(service: _Service) -> None:
+    """Own partitions of the inbox: fold, publish, apply."""
+    service.configure_logging("processor")
+    uvloop.run(_process(service.machine, service.settings))
 
-    @service.command(help="Create the topics; run again, it changes nothing.")
-    def setup() -> None:
-        telemetry.configure_logging(settings.log_level, service=machine.service, process="setup")
-        asyncio.run(_set_up(machine, settings))
 
-    @service.command(help="Deliver a dead letter again, once the code that could not decide it is corrected.")
-    @click.argument("number", type=click.IntRange(min=0))
-    def redeliver(number: int) -> None:
-        try:
-            click.echo(asyncio.run(redelivery.redeliver(machine, settings, number)))
-        except (redelivery.CannotRedeliver, LogFailed) as why:
-            raise click.ClickException(str(why)) from why
+@click.command("snapshotter")
+@click.pass_obj
+def _snapshotter(service: _Service) -> None:
+    """Compare what is stored with what the log makes, take snapshots, trim the log."""
+    service.configure_logging("snapshotter")
+    uvloop.run(_take_snapshots(service.machine, service.settings))
 
-    @service.command("new-rules", help="Begin the rules that this code knows, once all processors run it.")
-    def begin_rules() -> None:
-        try:
-            click.echo("\n".join(asyncio.run(new_rules.announce(machine, settings))))
-        except (LogFailed, StoreFailed) as why:
-            raise click.ClickException(f"{why}: run it again") from why
 
-    service()
+@click.command("setup")
+@click.pass_obj
+def _setup(service: _Service) -> None:
+    """Create the topics; run again, it changes nothing."""
+    service.configure_logging("setup")
+    asyncio.run(_set_up(service.machine, service.settings))
+
+
+@click.command("redeliver")
+@click.argument("number", type=click.IntRange(min=0))
+@click.pass_obj
+def _redeliver(service: _Service, number: int) -> None:
+    """Deliver a dead letter again, once the code that could not decide it is corrected."""
+    try:
+        click.echo(asyncio.run(redelivery.redeliver(service.machine, service.settings, number)))
+    except (redelivery.CannotRedeliver, LogFailed) as why:
+        raise click.ClickException(str(why)) from why
+
+
+@click.command("new-rules")
+@click.pass_obj
+def _new_rules(service: _Service) -> None:
+    """Begin the rules that this code knows, once all processors run it."""
+    try:
+        click.echo("\n".join(asyncio.run(new_rules.announce(service.machine, service.settings))))
+    except (LogFailed, StoreFailed) as why:
+        raise click.ClickException(f"{why}: run it again") from why
 
 
 async def _process(machine: Machine, settings: config.Settings) -> None:

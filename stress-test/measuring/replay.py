@@ -13,8 +13,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 
 import requests
@@ -47,6 +49,7 @@ BACK_PATIENCE_S = 60
 POLL_S = 0.05
 LOOK_S = 0.005
 BEGINNING_S = 0.5
+Attempt = Callable[[], requests.Response]
 READS = {"order": "/orders/find/0", "stock": "/stock/find/0", "payment": "/payment/find_user/0"}
 
 
@@ -191,34 +194,39 @@ def empty(system: System, profile: Profile) -> tuple[dict[str, float], dict[str,
     watches = {service: Watch(profile, service) for service in SERVICES}
     for port in profile.redis_ports:
         ask(port, "FLUSHALL")
-    flushed_s = time.monotonic()
-    back_s: dict[str, float] = {}
-
-    def wait(name: str, call: Callable[[], requests.Response]) -> None:
-        while time.monotonic() - flushed_s < BACK_PATIENCE_S:
-            with suppress(requests.RequestException):
-                if call().ok:
-                    back_s[name] = time.monotonic() - flushed_s
-                    return
-            time.sleep(POLL_S)
-
-    url = system.gateway_url
-    calls: dict[str, Callable[[], requests.Response]] = {
-        service: lambda path=path: requests.get(url + path, timeout=BACK_PATIENCE_S) for service, path in READS.items()
-    }
-    calls["checkout"] = lambda: requests.post(f"{url}/orders/checkout/{ENTITIES - 1}", timeout=BACK_PATIENCE_S)
-    threads = [threading.Thread(target=wait, args=each) for each in calls.items()]
-    for thread in (*threads, *watches.values()):
-        thread.start()
-    for thread in threads:
-        thread.join()
+    for watch in watches.values():
+        watch.start()
+    back_s = all_back_s(attempts(system.gateway_url))
     for watch in watches.values():
         watch.stop()
-    if len(back_s) < len(calls):
-        raise SystemExit(
-            f"not a valid bench: {BACK_PATIENCE_S} s after Redis was emptied only {sorted(back_s)} are back"
-        )
     return {service: watch.rate for service, watch in watches.items()}, back_s, back_s.pop("checkout")
+
+
+def attempts(url: str) -> dict[str, Attempt]:
+    """Return a read of each service, and a checkout."""
+    reads = {service: partial(requests.get, url + path, timeout=BACK_PATIENCE_S) for service, path in READS.items()}
+    checkout = partial(requests.post, f"{url}/orders/checkout/{ENTITIES - 1}", timeout=BACK_PATIENCE_S)
+    return {**reads, "checkout": checkout}
+
+
+def all_back_s(calls: Mapping[str, Attempt]) -> dict[str, float]:
+    """Make every call at once, again and again; return after how long each succeeded."""
+    with ThreadPoolExecutor(len(calls)) as pool:
+        back_s = dict(zip(calls, pool.map(partial(succeeds_after_s, time.monotonic()), calls.values()), strict=True))
+    back = {name: seconds for name, seconds in back_s.items() if seconds is not None}
+    if len(back) < len(calls):
+        raise SystemExit(f"not a valid bench: {BACK_PATIENCE_S} s after Redis was emptied only {sorted(back)} are back")
+    return back
+
+
+def succeeds_after_s(since_s: float, call: Attempt) -> float | None:
+    """Make a call until it succeeds; return how long after `since_s` that is, None when it takes too long."""
+    while time.monotonic() - since_s < BACK_PATIENCE_S:
+        with suppress(requests.RequestException):
+            if call().ok:
+                return time.monotonic() - since_s
+        time.sleep(POLL_S)
+    return None
 
 
 class Watch(threading.Thread):

@@ -101,14 +101,8 @@ def soak(system: System, plan: Plan, folder: Path, say: Say) -> Result:
     4. The checker has explained what each crowd was told; the audit joins what there is.
     """
     chapters = Chapters(system.gateway_url, str(plan.seed), plan.rate, folder)
-    with watched(system) as samples, ThreadPoolExecutor(1) as background:
-        asking = background.submit(chapters.write)
-        try:
-            strikes = list(_strikes(system, plan, _begun(chapters, asking), asking, say))
-        finally:
-            chapters.stop()
-        say("look, check")
-        explained = together(asking.result())
+    with watched(system) as samples:
+        strikes, explained = _strike_under_load(system, plan, chapters, say)
     say("audit")
     start = strikes[0].span.began
     return Result(
@@ -123,6 +117,18 @@ def soak(system: System, plan: Plan, folder: Path, say: Say) -> Result:
         points=[point_of(request, start) for request in chapters.requests],
         problems=problems(chapters.failed, start),
     )
+
+
+def _strike_under_load(system: System, plan: Plan, chapters: Chapters, say: Say) -> tuple[list[Strike], Explained]:
+    """Let faults happen while clients ask; return them, and what the checker makes of what the clients were told."""
+    with ThreadPoolExecutor(1) as background:
+        asking = background.submit(chapters.write)
+        try:
+            strikes = list(_strikes(system, plan, _begun(chapters, asking), asking, say))
+        finally:
+            chapters.stop()
+        say("look, check")
+        return strikes, together(asking.result())
 
 
 def _begun(chapters: Chapters, asking: Future[list[Explained]]) -> float:

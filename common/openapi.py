@@ -40,7 +40,7 @@ def answers(body: type[msgspec.Struct] | None, *refusals: int) -> Callable[[View
     """Note what a view answers: the body of a success (None: text) and the statuses of its own refusals."""
 
     def note(view: View) -> View:
-        view.answers = (body, refusals)  # type: ignore[attr-defined]
+        view.answers = (body, refusals)  # type: ignore[attr-defined]  # a function has any
         return view
 
     return note

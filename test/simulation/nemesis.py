@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from random import Random
+from typing import TypeVarTuple
 
 from simulation.log import SPOILT, beside, manifests_in
 from simulation.process import Process
@@ -15,6 +16,8 @@ from common.log import MANIFESTS, SNAPSHOTS
 from common.messages import partitions_of
 
 LEAST_S, MOST_S = 0.05, 2.5
+
+Arguments = TypeVarTuple("Arguments")
 
 
 class Nemesis:
@@ -217,8 +220,8 @@ class Nemesis:
         self._system.start_processor(service)
         self._system.rebalance(service)
 
-    def _later(self, repair: object, *arguments: object) -> None:
-        self._loop.call_later(self._random.uniform(LEAST_S, MOST_S), repair, *arguments)  # type: ignore[arg-type]
+    def _later(self, repair: Callable[[*Arguments], object], *arguments: *Arguments) -> None:
+        self._loop.call_later(self._random.uniform(LEAST_S, MOST_S), repair, *arguments)
 
 
 def strike_name(strike: Callable[[Nemesis], None]) -> str:

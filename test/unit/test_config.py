@@ -88,5 +88,5 @@ def test_settings_do_not_change() -> None:
     settings = load(NEEDED)
 
     with pytest.raises(AttributeError):
-        settings.kafka = "elsewhere:1"  # type: ignore[misc]
+        settings.kafka = "elsewhere:1"  # type: ignore[misc]  # mypy knows that, too
     assert isinstance(settings, Settings)

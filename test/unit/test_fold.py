@@ -11,7 +11,7 @@ from builders import NOW_MS, ONE_EACH, TWO_EACH
 from world import MACHINES, STOCK, MemoryStore, Owner, World, entities_of, state_of
 
 from common.batch_init import FillChunk
-from common.decision import Arrival, Decision, Machine, Reply, Send, State, done
+from common.decision import Arrival, Decision, Machine, NotLoaded, Reply, Send, State, done
 from common.fold import (
     ATTEMPT_RETENTION_MS,
     CLIENT_KEY_RETENTION_MS,
@@ -1192,10 +1192,10 @@ def test_what_happens_to_be_named_like_the_message_that_changes_it_is_there_all_
 
 
 def test_memory_says_which_key_is_missing() -> None:
-    with pytest.raises(LookupError) as raised:
+    with pytest.raises(NotLoaded) as raised:
         Memory()["Item:apple"]
 
-    assert raised.value.key == "Item:apple"  # type: ignore[attr-defined]
+    assert raised.value.key == "Item:apple"
 
 
 # --- trimming

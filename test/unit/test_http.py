@@ -6,12 +6,11 @@ import queue
 import socket
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
 from builders import TWO_EACH
-from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
@@ -19,7 +18,7 @@ from common import config, web
 from common.decision import Entity
 from common.http import STATUS, make_app
 from common.messages import AMOUNT_MAX, Asker, Done, Message, Outcome, Reason, Refused, partition_of
-from common.web import OutcomeUnknown, TooBusy, taken
+from common.web import OutcomeUnknown, TooBusy, Web, taken
 from order.domain import AddItem, CheckOut, CreateOrder, InitOrders, Order
 from order.routes import routes as order_routes
 from payment.domain import Account, AddFunds, CreateUser, InitUsers, Pay
@@ -79,7 +78,7 @@ class Service:
 
     def __init__(self, name: str) -> None:
         self.web = FakeWeb()
-        app: Flask = make_app(ROUTES[name], self.web, SETTINGS)  # type: ignore[arg-type]
+        app = make_app(ROUTES[name], cast("Web", self.web), SETTINGS)
         self.client: FlaskClient = app.test_client()
 
     def post(self, path: str, **headers: str) -> TestResponse:

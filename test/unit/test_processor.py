@@ -1277,7 +1277,7 @@ def test_an_older_snapshot_never_replaces_a_state() -> None:
     run(test, a_bench())
 
 
-def test_who_is_overtaken_while_restoring_goes_on_from_what_the_other_has_made() -> None:
+def test_who_is_overtaken_while_restoring_goes_on_from_what_the_other_has_made(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test(bench: Bench) -> None:
         await go_on_with_snapshots(bench, 1)
         bench.ask(AddStock("apple", 1))
@@ -1291,7 +1291,7 @@ def test_who_is_overtaken_while_restoring_goes_on_from_what_the_other_has_made()
             bench.store.memory = now
             await restore(*arguments)
 
-        bench.store.restore = restore_late  # type: ignore[method-assign]
+        monkeypatch.setattr(bench.store, "restore", restore_late)
         bench.journal.clear()
         with structlog.testing.capture_logs() as logs:
             await bench.catch_up()

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import golden
 import hypothesis.strategies as st
@@ -27,6 +27,7 @@ from common.fold import Fold, Record, UndecodableRecord
 from common.log import LogFailed
 from common.messages import AskPrice, Done, Letter, NewRules, PriceTold, Refused, encode
 from common.new_rules import begin
+from common.processor import Store
 from order import checkout
 from order import domain as order
 from payment import domain as payment
@@ -334,7 +335,8 @@ class FakeStore:
 
 
 def run_command(world: World, machine: Machine, sender: FakeSender | None = None) -> list[str]:
-    return asyncio.run(begin(machine, world.topology, FakeStore(world.store), sender or FakeSender(world)))  # type: ignore[arg-type]
+    store = cast("Store", FakeStore(world.store))
+    return asyncio.run(begin(machine, world.topology, store, sender or FakeSender(world)))
 
 
 def test_the_command_begins_the_rules_in_each_partition_of_its_service_and_again_it_does_nothing() -> None:

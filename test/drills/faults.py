@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from operator import methodcaller
 
 from drills import brokers, network, releases, torn, well
-from drills.fault import BROKER_GONE, PROCESSOR_GONE, REDIS_GONE, WEB_GONE, Fault, Inject, within
-from drills.requirement import CLIENTS_ASK_AGAIN, NOTHING_FAILS
+from drills.fault import BROKER_GONE, PROCESSOR_GONE, REDIS_GONE, WEB_GONE, Fault, within
+from drills.requirement import CLIENTS_ASK_AGAIN, NOTHING_FAILS, Requirement
 from drills.scene import Scene
 from e2e.faults import hand_over, replica_of, wait_until
 from msgspec.structs import replace
@@ -20,6 +21,9 @@ SLOW_S = 12.0
 A_TWENTIETH = (0.005, 0.095)
 BETWEEN_KILLS_MAX_S = 0.03
 
+Victim = Callable[[Scene], str]
+"""Chooses a process."""
+
 
 def chosen(name: str) -> list[Fault]:
     """Return the fault of this name, or those whose names begin with it; all for no name."""
@@ -30,28 +34,8 @@ def chosen(name: str) -> list[Fault]:
 # --- what is done ----------------------------------------------------------------------------------------------------
 
 
-def kill_web(service: str) -> Inject:
-    return lambda scene: scene.kill(scene.web(service))
-
-
-def freeze_web(scene: Scene) -> None:
-    scene.freeze(scene.web(scene.random.choice(SERVICES)), FREEZE_S)
-
-
-def kill_processor(service: str) -> Inject:
-    return lambda scene: scene.kill(scene.processor(service))
-
-
-def freeze_processor(service: str) -> Inject:
-    return lambda scene: scene.freeze(scene.processor(service), FREEZE_S)
-
-
-def kill_redis(scene: Scene) -> None:
-    scene.kill(scene.redis_primary())
-
-
-def freeze_redis(scene: Scene) -> None:
-    scene.freeze(scene.redis_primary(), FREEZE_S)
+def any_web(scene: Scene) -> str:
+    return scene.web(scene.random.choice(SERVICES))
 
 
 def empty_redis(scene: Scene) -> None:
@@ -67,14 +51,6 @@ def kill_shard(scene: Scene) -> None:
     replica, primary = replica_of(scene.system, partition), scene.redis_primary_of(partition)
     scene.kill(replica)
     scene.kill(primary)
-
-
-def kill_broker(role: str) -> Inject:
-    return lambda scene: scene.kill(scene.broker(role))
-
-
-def freeze_broker(role: str) -> Inject:
-    return lambda scene: scene.freeze(scene.broker(role), FREEZE_S)
 
 
 def restart_brokers(scene: Scene) -> None:
@@ -106,10 +82,6 @@ def empty_broker(scene: Scene) -> None:
 def two_brokers(scene: Scene) -> None:
     names = scene.random.sample([f"kafka-{node}" for node in range(scene.system.profile.brokers)], 2)
     scene.away(names, AWAY_S)
-
-
-def kill_gateway(scene: Scene) -> None:
-    scene.kill("gateway")
 
 
 def kill_three(scene: Scene) -> None:
@@ -152,53 +124,42 @@ BROKER_ROLES = {
 }
 
 
+def _killed(name: str, what: str, victim: Victim, requirement: Requirement) -> Fault:
+    return Fault(
+        name=name,
+        what=f"{what}: kill -9",
+        inject=lambda scene: scene.kill(victim(scene)),
+        requirement=requirement,
+    )
+
+
+def _frozen(name: str, what: str, victim: Victim, requirement: Requirement) -> Fault:
+    return Fault(
+        name=name,
+        what=f"{what}: SIGSTOP {FREEZE_S:.0f} s",
+        inject=lambda scene: scene.freeze(victim(scene), FREEZE_S),
+        requirement=requirement,
+    )
+
+
 def _of_each_service(service: str) -> Iterator[Fault]:
-    web, processor = f"{service} web process", f"{service} processor"
-    yield Fault(
-        name=f"web-kill-{service}",
-        what=f"{web}: kill -9",
-        inject=kill_web(service),
-        requirement=WEB_GONE,
-    )
-    yield Fault(
-        name=f"processor-kill-{service}",
-        what=f"{processor}: kill -9",
-        inject=kill_processor(service),
-        requirement=PROCESSOR_GONE,
-    )
-    yield Fault(
-        name=f"processor-freeze-{service}",
-        what=f"{processor}: SIGSTOP 8 s",
-        inject=freeze_processor(service),
-        requirement=PROCESSOR_GONE,
-    )
+    web, processor = methodcaller("web", service), methodcaller("processor", service)
+    yield _killed(f"web-kill-{service}", f"{service} web process", web, WEB_GONE)
+    yield _killed(f"processor-kill-{service}", f"{service} processor", processor, PROCESSOR_GONE)
+    yield _frozen(f"processor-freeze-{service}", f"{service} processor", processor, PROCESSOR_GONE)
 
 
 def _of_each_role(role: str) -> Iterator[Fault]:
-    yield Fault(
-        name=f"broker-kill-{role}",
-        what=f"{BROKER_ROLES[role]}: kill -9",
-        inject=kill_broker(role),
-        requirement=BROKER_GONE,
-    )
-    yield Fault(
-        name=f"broker-freeze-{role}",
-        what=f"{BROKER_ROLES[role]}: SIGSTOP 8 s",
-        inject=freeze_broker(role),
-        requirement=BROKER_GONE,
-    )
+    broker = methodcaller("broker", role)
+    yield _killed(f"broker-kill-{role}", BROKER_ROLES[role], broker, BROKER_GONE)
+    yield _frozen(f"broker-freeze-{role}", BROKER_ROLES[role], broker, BROKER_GONE)
 
 
 FAULTS: tuple[Fault, ...] = (
     *(fault for service in SERVICES for fault in _of_each_service(service)),
-    Fault(name="web-freeze", what="a web process: SIGSTOP 8 s", inject=freeze_web, requirement=within(5.0)),
-    Fault(name="redis-kill", what="a Redis primary: kill -9", inject=kill_redis, requirement=REDIS_GONE),
-    Fault(
-        name="redis-freeze",
-        what="a Redis primary: SIGSTOP 8 s",
-        inject=freeze_redis,
-        requirement=REDIS_GONE,
-    ),
+    _frozen("web-freeze", "a web process", any_web, within(5.0)),
+    _killed("redis-kill", "a Redis primary", Scene.redis_primary, REDIS_GONE),
+    _frozen("redis-freeze", "a Redis primary", Scene.redis_primary, REDIS_GONE),
     Fault(name="redis-emptied", what=EMPTIED, inject=empty_redis, requirement=NOTHING_FAILS),
     Fault(name="redis-flushed", what="a Redis primary: FLUSHALL", inject=flush_redis, requirement=NOTHING_FAILS),
     Fault(
@@ -241,7 +202,7 @@ FAULTS: tuple[Fault, ...] = (
         inject=two_brokers,
         requirement=replace(NOTHING_FAILS, failures=frozenset({"503"}), is_503_late=True),
     ),
-    Fault(name="gateway-kill", what="the gateway: kill -9", inject=kill_gateway, requirement=CLIENTS_ASK_AGAIN),
+    _killed("gateway-kill", "the gateway", lambda _scene: "gateway", CLIENTS_ASK_AGAIN),
     Fault(
         name="three-at-once",
         what="stock web, a Redis primary and a broker at once: kill -9",

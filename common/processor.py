@@ -159,8 +159,12 @@ class Halted(Exception):
 class Partition:
     """One partition that this process owns."""
 
-    def __init__(self, name: str, machine: Machine, topology: Topology, world: World) -> None:
+    def __init__(
+        self, name: str, machine: Machine, topology: Topology, world: World, *, is_judged: bool = False
+    ) -> None:
+        """`is_judged`: after a halt somebody else says when it is well again, not this partition by going on."""
         self.name = name
+        self._is_judged = is_judged
         self.stopping = False
         self.following = False
         self._store_asked_s: float | None = None
@@ -429,7 +433,8 @@ class Partition:
         logger.debug("batch", partition=self.name, start=folded.start, end=folded.end, messages=folded.messages)
 
     def _note_position(self) -> None:
-        telemetry.HALTED.labels(self.name).set(0)
+        if not self._is_judged:
+            telemetry.HALTED.labels(self.name).set(0)
         telemetry.POSITION.labels(self.name).set(self._position)
         telemetry.LAG.labels(self.name).set(self._tail.behind(self._position))
         telemetry.OPEN_CHECKOUTS.labels(self.name).set(self._header.counts.get("Checkout", 0))

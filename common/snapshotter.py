@@ -61,7 +61,7 @@ class Snapshotter:
 
     async def _follow(self, name: str) -> None:
         memory = _Memory(name, Codec(self._machine), self._world, self._records_min)
-        partition = Partition(name, self._machine, self._topology, _shadow(self._world, memory))
+        partition = Partition(name, self._machine, self._topology, _shadow(self._world, memory), is_judged=True)
         self._partitions[name] = partition
         await partition.run()
 
@@ -156,10 +156,12 @@ class _Memory:
         await self._take_if_due()
 
     def _compare(self) -> None:
+        """Raise Halted where the store differs.  Only here a halt ends."""
         if any(self._fields.get(name) != value for name, value in self._seen.items()):
             position, self._position, self._target, self._fields = self._position, 0, 0, {}
             raise Halted(f"{self._name} at {position}: what is stored is not what its log makes: I6 is broken")
         telemetry.COMPARED.labels(self._name).inc()
+        telemetry.HALTED.labels(self._name).set(0)
 
     async def _take_if_due(self) -> None:
         now_s = self._real.now_s()

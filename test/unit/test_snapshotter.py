@@ -15,7 +15,7 @@ from test_fold import faulty
 from test_processor import PARTITION, Bench, a_bench, ends_a_saga, eventually, run
 from world import STOCK, state_of
 
-from common import snapshotter
+from common import processor, snapshotter, telemetry
 from common.decision import Machine
 from common.fold import Codec, Record
 from common.log import LogFailed
@@ -146,6 +146,36 @@ def test_a_state_that_is_not_what_its_log_makes_halts_until_it_is() -> None:
                 await eventually(lambda: compared() > before, work)
         assert halted() == 0
         assert PARTITION in bench.snapshot_log.manifest_log
+
+    run(test, a_bench())
+
+
+class Shown(list[int]):
+    """Stands where the gauge of halted partitions is, and keeps all that it has shown."""
+
+    def labels(self, _partition: str) -> Shown:
+        return self
+
+    def set(self, value: int) -> None:
+        self.append(value)
+
+
+def test_who_is_halted_shows_it_while_it_folds_again_until_it_finds_what_its_log_makes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shown = Shown()
+    monkeypatch.setattr(telemetry, "HALTED", shown)
+    monkeypatch.setattr(processor, "RECORDS_MAX", 1)  # there are many to be folded again
+
+    async def test(bench: Bench) -> None:
+        await bench.catch_up()
+        stored = bench.store.memory.hashes[PARTITION]
+        right, stored["header"] = stored["header"], altered(stored["header"])
+        async with working(a_snapshotter(bench)) as work:
+            await eventually(lambda: shown.count(1) >= 3, work)
+            assert 0 not in shown[shown.index(1) :]
+            stored["header"] = right
+            await eventually(lambda: shown[-1] == 0, work)
 
     run(test, a_bench())
 

@@ -91,7 +91,7 @@ def env(profile: str) -> None:
 
 def running() -> list[str]:
     """Return the profiles that `make down` means: never `test`."""
-    return [name for name in EXCLUSIVE if System(name).supervision.is_up()]
+    return [name for name in EXCLUSIVE if System(name).supervision.is_there()]
 
 
 def named_or_running(profile: str | None) -> System:

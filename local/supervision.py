@@ -4,12 +4,13 @@ import shlex
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from itertools import groupby
 from typing import Any
-from xmlrpc.client import ServerProxy
+from xmlrpc.client import Fault, ServerProxy
 
 import psutil
-from supervisor.xmlrpc import SupervisorTransport
+from supervisor.xmlrpc import Faults, SupervisorTransport
 
 from local.profiles import REPOSITORY, Profile
 from local.programs import GROUPS, Program, programs
@@ -20,22 +21,35 @@ RUNNING = 20
 """supervisord's number for a process that has stayed up."""
 
 
+class GoingDown(Exception):
+    """supervisord has been told to shut down, and answers nothing else any more."""
+
+
 class Supervision:
     """The supervisord of a profile, running or not."""
 
     def __init__(self, profile: Profile) -> None:
         self._profile = profile
         self._socket = profile.run / "supervisor.sock"
+        self._pid_file = profile.run / "supervisord.pid"
         self._configuration = profile.conf / "supervisord.conf"
         self._groups = {program.name: program.group for program in programs(profile)}
 
-    def is_up(self) -> bool:
-        """Tell whether it answers."""
-        if not self._socket.exists():
-            return False
+    def is_there(self) -> bool:
+        """Tell whether it runs, be it on its way down."""
         try:
             self._call("supervisor.getState")
         except OSError:
+            return False
+        except GoingDown:
+            pass
+        return True
+
+    def is_up(self) -> bool:
+        """Tell whether it answers."""
+        try:
+            self._call("supervisor.getState")
+        except (OSError, GoingDown):
             return False
         return True
 
@@ -51,10 +65,12 @@ class Supervision:
             time.sleep(POLL_S)
 
     def shut_down(self) -> None:
-        """Stop every process, group by group, then supervisord.  Return when all are gone."""
-        supervisord = psutil.Process(self.pid())
-        self._call("supervisor.shutdown")
-        supervisord.wait()
+        """Stop every process, group by group, then supervisord.  Return when all are gone, whoever stopped them."""
+        with suppress(OSError, psutil.NoSuchProcess):  # gone meanwhile
+            supervisord = psutil.Process(int(self._pid_file.read_text()))
+            with suppress(GoingDown):
+                self._call("supervisor.shutdown")
+            supervisord.wait()
 
     def pid(self) -> int:
         """Return supervisord's own pid."""
@@ -91,6 +107,10 @@ class Supervision:
         try:
             # The address is a formality: the transport knows its socket.
             return getattr(ServerProxy("http://127.0.0.1", transport=transport), method)(*arguments)
+        except Fault as fault:
+            if fault.faultCode == Faults.SHUTDOWN_STATE:
+                raise GoingDown from fault
+            raise
         finally:
             transport.close()
 

@@ -95,7 +95,7 @@ class System:
 
     def down(self, *, wipe: bool = False) -> None:
         """Stop everything; with `wipe`, delete everything it ever wrote."""
-        if self.supervision.is_up():
+        if self.supervision.is_there():
             self.supervision.shut_down()
         if wipe:
             shutil.rmtree(self.profile.home, ignore_errors=True)
@@ -153,7 +153,7 @@ class System:
     def _check_others(self) -> None:
         others = set(EXCLUSIVE) - {self.profile.name} if self.profile.name in EXCLUSIVE else set()
         for other in sorted(others):
-            if Supervision(PROFILES[other]).is_up():
+            if Supervision(PROFILES[other]).is_there():
                 raise CannotStartError(f"Profile {other} is up, on the same ports: make down PROFILE={other}")
 
     def _write_settings(self) -> None:

@@ -134,7 +134,7 @@ async def _take_snapshots(machine: Machine, settings: config.Settings) -> None:
     await wait_for_log(settings)
     snapshotter = Snapshotter(machine, settings.topology, _world(machine, settings), settings.snapshot_records)
     telemetry.serve(settings.bind, lambda: loop_watch.is_answering and snapshotter.is_ready)
-    # Garbage is collected as Python does it: a snapshot is read back by clients that end as cycles, with megabytes in them.
+    # Garbage is collected as Python does: clients that read a snapshot back end as cycles, with megabytes in them.
     working = spawn(snapshotter.run())
     await told_to_stop.wait()
     logger.info("stopping")

@@ -114,11 +114,11 @@ def _new_rules(service: _Service) -> None:
 
 async def _process(machine: Machine, settings: config.Settings) -> None:
     loop_watch, told_to_stop = _begin()
-    await wait_for_log(settings)
     world = _world(machine, settings)
     processor = Processor(machine, settings.topology, world)
     membership = Membership(settings, machine.service, processor.assign)
     telemetry.serve(settings.bind, lambda: loop_watch.is_answering and membership.is_member and processor.is_ready)
+    await wait_for_log(settings)
     taking_part = spawn(own_within_reach(membership, processor, world.store))
     spare_garbage_collection()
     await told_to_stop.wait()
@@ -131,9 +131,9 @@ async def _process(machine: Machine, settings: config.Settings) -> None:
 async def _take_snapshots(machine: Machine, settings: config.Settings) -> None:
     os.nice(NICE)
     loop_watch, told_to_stop = _begin()
-    await wait_for_log(settings)
     snapshotter = Snapshotter(machine, settings.topology, _world(machine, settings), settings.snapshot_records)
     telemetry.serve(settings.bind, lambda: loop_watch.is_answering and snapshotter.is_ready)
+    await wait_for_log(settings)
     # Garbage is collected as Python does: clients that read a snapshot back end as cycles, with megabytes in them.
     working = spawn(snapshotter.run())
     await told_to_stop.wait()

@@ -73,16 +73,18 @@ soak: bootstrap ## Load for MINUTES=30 with a random fault every 20-40 s; memory
 bench: bootstrap ## Measure checkouts against a POST that does nothing and a naive version
 	@$(PYTHON) stress-test/bench.py
 
-images: ## Build the images of the three services (BUILD=command instead of `docker build -t`)
+images: ## Build the images of the three services, and of the audit (BUILD=command instead of `docker build -t`)
 	@$(BUILD) checkout-common:latest ./common
 	@$(BUILD) order:latest ./order
 	@$(BUILD) stock:latest ./stock
 	@$(BUILD) user:latest ./payment
+	@$(BUILD) checkout-audit:latest . -f audit/Dockerfile
 
 manifests: bootstrap ## Renew k8s/gateway-config.yaml from the gateway's own files
 	@$(PYTHON) -m local.manifests
 
-lock: bootstrap ## Renew both lock files from pyproject.toml
+lock: bootstrap ## Renew the lock files from pyproject.toml
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check uv
 	@$(LOCK) -o common/requirements.txt
 	@$(LOCK) --group dev -c common/requirements.txt -o requirements-dev.txt
+	@$(LOCK) --group audit -c requirements-dev.txt -o audit/requirements.txt

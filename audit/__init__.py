@@ -3,7 +3,7 @@
     report = audit(evidence)
     assert report.is_clean, report.text()
 
-Pure, except for audit.source and audit.__main__, which read a running system.  Nothing but tests imports it.
+Pure, except for audit.source and the commands, which read a running system.  Nothing but tests imports it.
 """
 
 from audit.evidence import Evidence, PartitionEvidence

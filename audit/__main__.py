@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import os
 import sys
 
 import click
-import structlog
 
-from audit import source
-from audit.evidence import Evidence
-from audit.judge import audit
-from audit.source import CannotAudit
+from audit.command import cannot_tell, run
 from common.config import PREFIX, ConfigError, Settings, load
-from common.log import LogFailed
-from common.store import StoreFailed
-from common.tasks import spare_garbage_collection
 from local.profiles import PROFILES
 from local.system import System
-
-CLEAN, NOT_CLEAN, CANNOT_TELL = 0, 1, 2
 
 
 @click.command()
@@ -33,31 +22,16 @@ def main(profile: str | None, *, as_json: bool, settle: float) -> None:
 
     Without PROFILE the system is where CHECKOUT_* says, as for its services, else the profile small.
     """
-    _only_say_what_was_asked()
     try:
-        evidence = asyncio.run(source.read(_settings(profile), settle))
-    except (CannotAudit, LogFailed, StoreFailed, ConfigError) as why:
-        click.echo(f"Cannot audit: {why}.", err=True)
-        sys.exit(CANNOT_TELL)
-    sys.exit(tell(evidence, as_json=as_json))
-
-
-def tell(evidence: Evidence, *, as_json: bool) -> int:
-    """Print the judgement, and return the status to exit with."""
-    report = audit(evidence)
-    click.echo(report.json() if as_json else report.text())
-    return CLEAN if report.is_clean else NOT_CLEAN
+        settings = _settings(profile)
+    except ConfigError as why:
+        sys.exit(cannot_tell(why))
+    sys.exit(run(settings, settle, as_json=as_json))
 
 
 def _settings(profile: str | None) -> Settings:
     is_set = any(name.startswith(PREFIX) for name in os.environ)
     return load() if profile is None and is_set else load(System(profile or "small").environment())
-
-
-def _only_say_what_was_asked() -> None:
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    spare_garbage_collection()
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Iterable, Mapping
 from typing import TypeVar
 
 import msgspec
@@ -25,6 +25,7 @@ SILENCE_MAX_S = 10.0
 OPEN_KINDS = ("Checkout", "Addition", "BatchInit")
 
 _header = msgspec.msgpack.Decoder(Header)
+NOBODYS: Mapping[str, str] = {}
 T = TypeVar("T")
 _Log = tuple[int, dict[str, bytes], list[Record]]
 """Where it begins, what a snapshot has of that position, the records from there on."""
@@ -38,12 +39,14 @@ class _Trimmed(Exception):
     """Records were deleted while they were about to be read."""
 
 
-async def read(settings: Settings, settle_s: float) -> Evidence:
+async def read(settings: Settings, settle_s: float, redis: Mapping[str, str] = NOBODYS) -> Evidence:
     """Return the evidence, once nothing is under way or `settle_s` seconds have passed.
+
+    `redis` has the addresses of services whose Redis Cluster is not the one that the settings name.
 
     Raise CannotAudit when the system is being written to meanwhile, LogFailed or StoreFailed when it cannot be reached.
     """
-    source = Source(settings)
+    source = Source(settings, redis)
     try:
         return await source.read(settle_s)
     finally:
@@ -53,9 +56,12 @@ async def read(settings: Settings, settle_s: float) -> Evidence:
 class Source:
     """One system's logs and stores."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, redis: Mapping[str, str]) -> None:
         self._settings = settings
-        self._store = Store(settings, DUMP_TIMEOUT_S)
+        self._stores = {
+            service: Store(msgspec.structs.replace(settings, redis=redis.get(service, settings.redis)), DUMP_TIMEOUT_S)
+            for service in settings.topology
+        }
         self._ends = Ends(settings)
         self._producer = Producer(settings)  # sends nothing
         self._snapshots = Snapshots(SnapshotTopics(settings, self._producer))
@@ -64,7 +70,7 @@ class Source:
 
     async def close(self) -> None:
         """Disconnect."""
-        await self._store.close()
+        await _all(store.close() for store in self._stores.values())
         await self._ends.close()
 
     async def read(self, settle_s: float) -> Evidence:
@@ -90,17 +96,20 @@ class Source:
 
     async def _is_settled(self) -> bool:
         for name in self._names:
-            position, (value,) = await self._store.read(name, ["header"])
+            position, (value,) = await self._store_of(name).read(name, ["header"])
             counts = _header.decode(value).counts if value else {}
             if position < await self._ends.end(name) or any(counts.get(kind) for kind in OPEN_KINDS):
                 return False
         return True
 
+    def _store_of(self, name: str) -> Store:
+        return self._stores[_service_of(name)]
+
     async def _all_ends(self) -> dict[str, int]:
         return dict(zip(self._names, await _all(self._ends.end(name) for name in self._names), strict=True))
 
     async def _read(self, ends: dict[str, int]) -> Evidence:
-        dumps = await _all(self._store.dump(name) for name in self._names)
+        dumps = await _all(self._store_of(name).dump(name) for name in self._names)
         letters = await _all(self._dead_letters(name) for name in self._names)
         logs = await _all(self._log(name, ends[name]) for name in self._names)
         partitions = {
@@ -112,8 +121,7 @@ class Source:
         return Evidence(self._settings.topology, partitions, int(time.time() * 1000))
 
     async def _dead_letters(self, name: str) -> DeadLetters:
-        service = name.rpartition("-")[0]
-        return await DeadLetterBox(self._settings, service, self._producer).of(name)
+        return await DeadLetterBox(self._settings, _service_of(name), self._producer).of(name)
 
     async def _log(self, name: str, end: int) -> _Log:
         async with a_tail(self._settings, inbox(name)) as tail:
@@ -159,6 +167,10 @@ async def _until(tail: Tail, name: str, position: int, end: int) -> list[Record]
         if time.monotonic() - heard_s > SILENCE_MAX_S:
             raise LogFailed(f"the log of {name} ends at {end}, nothing comes after {len(records)} records")
     return records
+
+
+def _service_of(name: str) -> str:
+    return name.rpartition("-")[0]
 
 
 async def _all(reads: Iterable[Awaitable[T]]) -> list[T]:

@@ -23,7 +23,8 @@ from click.testing import CliRunner
 from world import World
 
 from audit import Kind, audit
-from audit.__main__ import main, tell
+from audit.__main__ import main
+from audit.command import tell
 from audit.findings import invariant_of
 from audit.history import EVENTS_MAX
 from common.decision import Arrival, Decision, State

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import click
 from drills import soak, soak_report
+from drills.cluster import Cluster
 from drills.drill import Plan, Result, drill
 from drills.faults import FAULTS, Fault, chosen
 from drills.ground import Ground, ground
+from drills.kubernetes import on_kubernetes
 from drills.overload import judged, lines, missed, overload
 from drills.records import Record
 from drills.relays import RelayedSystem
@@ -36,6 +38,8 @@ BREAKS_OFF = (AssertionError, LookupError, OSError, RuntimeError, subprocess.Sub
 """What a drill may end with instead of a result: who was to be hit was not there, or did not answer."""
 RELAYED = "net"
 """The profile in which relays are between everybody and Kafka and Redis."""
+KUBERNETES = "k8s"
+"""Instead of a profile: the cluster of the current kubectl context."""
 
 console = Console(highlight=False)
 
@@ -53,10 +57,12 @@ def main() -> None:
 @click.option("--seconds", default=10.0, show_default=True, help="Of load, at least; until all is well.")
 @click.option("--rate", default=80.0, show_default=True, help="Requests a second.")
 @click.option("--seed", default=1, show_default=True, help="Who is hit, and who asks for what.")
-@click.option("--profile", type=click.Choice(list(PROFILES)), default="ha", show_default=True, help="Without relays.")
+@click.option(
+    "--profile", type=click.Choice([*PROFILES, KUBERNETES]), default="ha", show_default=True, help="Without relays."
+)
 def run(name: str, profile: str, runs: int, **plan: float) -> None:
     """Drill, and write reports/drills/<date>-<seed>/index.html."""
-    faults = chosen(name)
+    faults = on_kubernetes(name) if profile == KUBERNETES else chosen(name)
     if not faults:
         raise click.ClickException(f"No fault is named {name}: python -m drills list")
     how = Plan(rate=plan["rate"], seconds=plan["seconds"], seed=int(plan["seed"]))
@@ -121,13 +127,15 @@ def soak_(profile: str, **plan: float) -> None:
 def list_() -> None:
     """Show the faults, and what is required of each."""
     rows = Table("fault", "what", "required")
-    for fault in FAULTS:
+    for fault in (*FAULTS, *on_kubernetes("")):
         rows.add_row(fault.name, fault.what, str(fault.requirement))
     console.print(rows)
 
 
 def on(profile: str, todo: list[tuple[Fault, int]], how: Plan, folder: Path) -> list[Result]:
     """Drill on a profile's system; what is done to its network needs relays."""
+    if profile == KUBERNETES:
+        return list(drills(Ground(Cluster(), is_ours=False), todo, how, folder))
     with ExitStack() as stack:
         system = stack.enter_context(relayed()) if profile == RELAYED else System(profile)
         return list(drills(stack.enter_context(ground(system)), todo, how, folder))

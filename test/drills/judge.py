@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import msgspec
+from drills.cluster import Cluster
 from drills.records import Record
 from histories.checker import check
 
@@ -52,9 +53,14 @@ def explain(records: Iterable[Record]) -> Explained:
 
 def audit(system: System) -> Audit:
     """Audit a system that nobody uses any more."""
+    told, why_not = system.audit() if isinstance(system, Cluster) else _audit(system)
+    try:
+        return msgspec.json.decode(told, type=Audit)
+    except msgspec.DecodeError:
+        return Audit(is_clean=False, cannot_tell=why_not[-2000:])
+
+
+def _audit(system: System) -> tuple[str, str]:
     command = [sys.executable, "-m", "audit", system.profile.name, "--json"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=AUDIT_TIMEOUT_S, check=False)
-    try:
-        return msgspec.json.decode(done.stdout, type=Audit)
-    except msgspec.DecodeError:
-        return Audit(is_clean=False, cannot_tell=done.stderr[-2000:])
+    return done.stdout, done.stderr

@@ -6,6 +6,7 @@ import time
 
 import requests
 from drills import brokers
+from drills.cluster import Cluster
 
 from local import redis_cluster, status
 from local.profiles import HOST, SERVICES
@@ -18,6 +19,8 @@ POLL_S = 0.5
 
 def time_until_well(system: System) -> float | None:
     """Wait until everything is back; return how many seconds that took, or None if it is not."""
+    if isinstance(system, Cluster):
+        return system.time_until_well()
     started = time.monotonic()
     for condition in (all_run, are_followed, brokers.are_in_sync, are_ready, are_owned, are_served):
         while not condition(system):

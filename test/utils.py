@@ -1,7 +1,8 @@
 """The calls of the HTTP contract, for tests: `import utils as tu`.
 
 create_* and find_* return the JSON as a dict; what adds, subtracts or pays returns the status code; checkout_order
-returns the response.  The gateway is GATEWAY_URL where that is set, else what urls.json says.
+returns the response.  The gateway is GATEWAY_URL where that is set (`minikube ip` will do), else what urls.json
+says.
 """
 
 import json
@@ -19,7 +20,8 @@ TIMEOUT_S = 60
 def base_url(key: str) -> str:
     """Return where the service of a key of urls.json is."""
     urls: dict[str, str] = json.loads(Path(__file__).with_name("urls.json").read_text())
-    return os.environ.get("GATEWAY_URL", urls[key]).rstrip("/")
+    url = os.environ.get("GATEWAY_URL", urls[key]).rstrip("/")
+    return url if "://" in url else f"http://{url}"
 
 
 ORDER_URL = base_url("ORDER_URL")

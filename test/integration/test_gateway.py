@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 from asyncio.subprocess import Process
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,8 +63,9 @@ async def _head(reader: asyncio.StreamReader) -> bytes:
 class Scene:
     """Two fake order web processes behind a gateway; they stand in for stock and payment as well."""
 
-    def __init__(self, webs: list[FakeWeb], wire: Wire, stats: Wire) -> None:
+    def __init__(self, webs: list[FakeWeb], haproxy: Process, wire: Wire, stats: Wire) -> None:
         self.webs = webs
+        self.haproxy = haproxy
         self.wire = wire
         self.stats = stats
 
@@ -90,12 +92,13 @@ async def scene(folder: Path) -> AsyncIterator[Scene]:
     ]
     haproxy = await a_gateway(profile, folder)
     wires = [Wire(HOST, port) for port in (profile.gateway_port, profile.stats_port)]
-    found = Scene(webs, *wires)
+    found = Scene(webs, haproxy, *wires)
     try:
         await listening(found)
         yield found
     finally:
-        haproxy.kill()
+        with suppress(ProcessLookupError):
+            haproxy.kill()
         await haproxy.wait()
         for wire in wires:
             wire.close()
@@ -250,3 +253,14 @@ def is_refusal(answer: Answer) -> bool:
     assert answer.headers["content-type"] == "application/problem+json"
     assert int(answer.headers["retry-after"]) > 0
     return bool(msgspec.json.decode(answer.body)["status"] == 503)
+
+
+async def test_a_kept_connection_is_answered_once_more_while_the_gateway_stops(tmp_path: Path) -> None:
+    async with scene(tmp_path) as found:
+        await found.wire.ask("GET", "/orders/find/x")
+        found.haproxy.send_signal(signal.SIGUSR1)
+        await asyncio.sleep(2 * NOTICED_S)
+
+        answer = await found.wire.ask("GET", "/orders/find/x")
+
+        assert (answer.status, answer.headers["connection"]) == (200, "close")

@@ -60,9 +60,10 @@ simulate: bootstrap ## Simulate the whole system from SEEDS=2000 seeds, or from 
 planted: bootstrap ## Plant every known kind of bug and count the seeds until the simulation finds it
 	@PYTHONPATH=test $(PYTHON) -m simulation planted --write docs/architecture.md
 
-drills: bootstrap ## Lose processes, Redis nodes and brokers under load (FAULT=redis RUNS=20 SECONDS=10 SEED=1; TARGET=k8s)
-	@PYTHONPATH=test $(PYTHON) -m drills run $(if $(TARGET),--profile $(TARGET)) $(if $(FAULT),--fault $(FAULT)) $(if $(RUNS),--runs $(RUNS)) \
-		$(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
+drills: bootstrap ## Lose processes, Redis nodes and brokers under load (FAULT=redis RUNS=20 TOGETHER=10 SEED=1; TARGET=k8s)
+	@PYTHONPATH=test $(PYTHON) -m drills run $(if $(TARGET),--profile $(TARGET)) $(if $(FAULT),--fault $(FAULT)) \
+		$(if $(RUNS),--runs $(RUNS)) $(if $(TOGETHER),--together $(TOGETHER)) $(if $(SECONDS),--seconds $(SECONDS)) \
+		$(if $(SEED),--seed $(SEED))
 
 overload: bootstrap ## Ask for five times what the system can do (SECONDS=60 SEED=1)
 	@PYTHONPATH=test $(PYTHON) -m drills overload $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))

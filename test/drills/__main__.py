@@ -6,23 +6,25 @@ import logging
 import shutil
 import subprocess
 import sys
-import xmlrpc.client
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import click
 from drills import soak, soak_report
 from drills.cluster import Cluster
-from drills.drill import Plan, Result, drill
-from drills.faults import FAULTS, Fault, chosen
+from drills.drill import Plan, Result
+from drills.faults import FAULTS, chosen
 from drills.ground import Ground, ground
 from drills.kubernetes import on_kubernetes
 from drills.overload import judged, lines, missed, overload
 from drills.records import Record
 from drills.relays import RelayedSystem
 from drills.report import Report, table
+from drills.series import Batch, BrokenOff, Series, batches, series
 from drills.well import time_until_well
 from histories.model import dump
 from rich.console import Console
@@ -34,8 +36,6 @@ from local.profiles import PROFILES, REPOSITORY
 from local.system import System
 
 VIOLATIONS_SHOWN = 5
-BREAKS_OFF = (AssertionError, LookupError, OSError, RuntimeError, subprocess.SubprocessError, xmlrpc.client.Error)
-"""What a drill may end with instead of a result: who was to be hit was not there, or did not answer."""
 RELAYED = "net"
 """The profile in which relays are between everybody and Kafka and Redis."""
 KUBERNETES = "k8s"
@@ -53,33 +53,34 @@ def main() -> None:
 
 @main.command()
 @click.option("--fault", "name", default="", help="This one, or all whose names begin so; all of them without it.")
-@click.option("--runs", default=1, show_default=True, help="Of each fault.")
-@click.option("--seconds", default=10.0, show_default=True, help="Of load, at least; until all is well.")
+@click.option("--runs", type=click.IntRange(1), default=1, show_default=True, help="Of each fault.")
+@click.option("--together", type=click.IntRange(1), default=10, show_default=True, help="Runs of a fault a load.")
+@click.option("--seconds", default=10.0, show_default=True, help="Of a load, at least; until all is well.")
 @click.option("--rate", default=80.0, show_default=True, help="Requests a second.")
 @click.option("--seed", default=1, show_default=True, help="Who is hit, and who asks for what.")
 @click.option(
     "--profile", type=click.Choice([*PROFILES, KUBERNETES]), default="ha", show_default=True, help="Without relays."
 )
-def run(name: str, profile: str, runs: int, **plan: float) -> None:
+def run(name: str, profile: str, runs: int, together: int, **plan: float) -> None:
     """Drill, and write reports/drills/<date>-<seed>/index.html."""
     faults = on_kubernetes(name) if profile == KUBERNETES else chosen(name)
     if not faults:
         raise click.ClickException(f"No fault is named {name}: python -m drills list")
     how = Plan(rate=plan["rate"], seconds=plan["seconds"], seed=int(plan["seed"]))
     folder = new_folder("drills", how.seed)
-    todo = [(fault, number) for fault in faults for number in range(runs)]
+    todo = batches(faults, runs, together)
     parts = {
-        profile: [each for each in todo if not each[0].needs_relays],
-        RELAYED: [each for each in todo if each[0].needs_relays],
+        profile: [batch for batch in todo if not batch.fault.needs_relays],
+        RELAYED: [batch for batch in todo if batch.fault.needs_relays],
     }
-    results = [result for name, part in parts.items() if part for result in on(name, part, how, folder)]
-    broken_off = len(todo) - len(results)
+    found = [each for name, part in parts.items() if part for each in on(name, part, how, folder)]
+    broken_off = len(faults) * runs - sum(len(each.runs) for each in found)
     names = ", ".join(name for name, part in parts.items() if part)
-    report = Report(results, how, names, commit(), broken_off)
+    report = Report(found, how, names, commit(), broken_off)
     report.write(folder)
     console.print(table(report))
     console.print(f"Written: {folder}/index.html", soft_wrap=True)
-    sys.exit(bool(broken_off) or any(result.missed for result in results))
+    sys.exit(bool(broken_off) or not all(each.is_as_required for each in found))
 
 
 @main.command(name="overload")
@@ -132,7 +133,7 @@ def list_() -> None:
     console.print(rows)
 
 
-def on(profile: str, todo: list[tuple[Fault, int]], how: Plan, folder: Path) -> list[Result]:
+def on(profile: str, todo: list[Batch], how: Plan, folder: Path) -> list[Series]:
     """Drill on a profile's system; what is done to its network needs relays."""
     if profile == KUBERNETES:
         return list(drills(Ground(Cluster(), is_ours=False), todo, how, folder))
@@ -149,46 +150,74 @@ def relayed() -> Iterator[System]:
         yield system
 
 
-def drills(where: Ground, todo: list[tuple[Fault, int]], how: Plan, folder: Path) -> Iterator[Result]:
-    """Drill one after the other, each when the system is well again."""
+def drills(where: Ground, todo: list[Batch], how: Plan, folder: Path) -> Iterator[Series]:
+    """Drill one series after the other, each when the system is well again."""
     if not where.is_ours:
         console.print(
             "There are data of before: every audit reads them too.  make down PROFILE=... WIPE=1 deletes them."
         )
+    pending, done = deque(todo), 0
     with progress() as bar:
-        task = bar.add_task("", total=len(todo), step="")
-        for fault, number in todo:
-            bar.update(task, description=f"{fault.name} {number}", step="well?")
+        task = bar.add_task("", total=sum(len(batch.numbers) for batch in todo), step="")
+        while pending:
+            batch = pending.popleft()
+            say = partial(show, bar, batch, done)
+            say(batch.numbers[0], "well?")
             time_until_well(where.system)
             try:
-                result, records = drill(where.system, fault, how, number, lambda step: bar.update(task, step=step))
-            except BREAKS_OFF:
+                found, records = series(where.system, batch, how, say)
+            except BrokenOff as why:
                 # One of hundreds, and the others are still to be seen.
                 bar.console.print_exception()
+                begun = max(why.begun, 1)
             else:
-                bar.console.print(line(result), soft_wrap=True)
-                keep(result, records, folder, where)
-                yield result
-            bar.update(task, advance=1, step="")
+                begun = found.begun
+                for text in lines_of(found):
+                    bar.console.print(text, soft_wrap=True)
+                keep(found, records, folder, where)
+                yield found
+            done += begun
+            if len(batch.numbers) > begun:
+                pending.appendleft(batch.after(begun))
+            bar.update(task, completed=done, step="")
 
 
-def keep(result: Result, records: list[Record], folder: Path, where: Ground) -> None:
-    """Keep what is to be looked into: the calls of a run that was not as required, all data if the audit objects."""
-    if result.missed:
-        dump((record.operation for record in records), folder / f"{result.name}.history.jsonl")
-    audit = result.outcome.audit
-    if audit.is_clean:
-        where.after_audit(audit.counts["messages"])
+def show(bar: Progress, batch: Batch, done: int, number: int, step: str) -> None:
+    """Show which run it is, and what is done; so many runs were done with before this batch."""
+    (task,) = bar.task_ids
+    completed = done + batch.numbers.index(number)
+    bar.update(task, description=f"{batch.fault.name} {number}", completed=completed, step=step)
+
+
+def keep(found: Series, records: list[Record], folder: Path, where: Ground) -> None:
+    """Keep what is to be looked into: the calls of a series that was not as required, all data if the audit objects."""
+    if not found.is_as_required:
+        dump((record.operation for record in records), folder / f"{found.name}.history.jsonl")
+    if found.audit.is_clean:
+        where.after_audit(found.audit.counts["messages"])
     else:
-        where.after_offence(folder / f"{result.name}.system")
+        where.after_offence(folder / f"{found.name}.system")
+
+
+def lines_of(found: Series) -> list[str]:
+    """Return a line a run, and one for all of them together."""
+    verdict = in_color(found.inconsistencies, "consistent")
+    together = f"{found.name:28} {len(found.runs)} runs in {found.seconds:.0f} s: {verdict}"
+    return [*map(line, found.runs), together, *([escape(found.broke_off)] if found.broke_off else [])]
 
 
 def line(result: Result) -> str:
     """Return a run in a line."""
-    verdict = f"[bold red]{escape('; '.join(result.missed))}[/]" if result.missed else "[green]as required[/]"
     measured = result.outcome.measured
     numbers = f"gap {measured.gap_s:5.2f} s, longest before {measured.before.longest_s:.2f} s"
-    return f"{result.name:28} {numbers}, load {result.course.load_average:4.1f}: {verdict}"
+    return (
+        f"{result.name:28} {numbers}, load {result.course.load_average:4.1f}: {in_color(result.missed, 'as required')}"
+    )
+
+
+def in_color(missed: list[str], good: str) -> str:
+    """Return what is not as required in red, or that all is well."""
+    return f"[bold red]{escape('; '.join(missed))}[/]" if missed else f"[green]{good}[/]"
 
 
 def new_folder(kind: str, seed: int) -> Path:

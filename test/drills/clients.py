@@ -2,9 +2,9 @@
 
     python -m drills.clients URL SEED LOAD FILE
 
-It makes a town and says `ready`; told `go`, it says what time it is, and asks what is due when it is due; told
-`enough`, it asks nothing more, and says `done` when nobody waits; told `look`, it reads all that it has touched, writes
-FILE and says `written`.
+It makes a town and says `ready`; told `go`, it says what time it is, and asks what is due when it is due, and whenever
+it is told `wait?`, it says how long clients wait; told `enough`, it asks nothing more, and says `done` when nobody
+waits; told `look`, it reads all that it has touched, writes FILE and says `written`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import takewhile
 from pathlib import Path
 from random import Random
 from typing import TypeVar
@@ -33,6 +34,7 @@ ASK_AGAIN_S = 0.2
 """After what did not say how long to wait.  Who does not heed Retry-After is one more fault: a storm."""
 OUTAGE_MAX_S = 90.0
 """Who has a key gives up after that."""
+LATELY_S = 2.0
 
 Input = TypeVar("Input")
 Output = TypeVar("Output")
@@ -51,6 +53,14 @@ class Clients:
         self._random = random
         self._load = load
         self._orders: dict[int, asyncio.Task[str]] = {}
+        self._under_way: dict[int, float] = {}
+
+    def longest_wait_s(self) -> float:
+        """Return how long anybody waits, or has waited whose request ended lately."""
+        now = time.monotonic()
+        lately = takewhile(lambda record: record.ended > now - LATELY_S, reversed(self.records))
+        waited = [record.ended - record.due for record in lately if record.number is not None]
+        return max([*waited, *(now - due for due in self._under_way.values())], default=0.0)
 
     async def ask(self, plan: Sequence[Planned], town: Town, start: float, enough: asyncio.Future[None]) -> None:
         """Ask what is due when it is due, until it is `enough`; return when everything that can be known is known."""
@@ -74,7 +84,9 @@ class Clients:
             order_id = await self._order(town, planned.order)
             # It may have had to wait for its order, which nobody counts.
             planned, due = replace(planned, path=planned.path.format(order_id)), max(due, time.monotonic())
+        self._under_way[number] = due
         await self._request(planned, number, due)
+        del self._under_way[number]
 
     async def _request(self, planned: Planned, number: int | None, due: float) -> Record:
         while True:
@@ -176,12 +188,18 @@ def _retry_after_s(answer: Answer) -> float | None:
     return None if told is None else float(told)
 
 
-async def _told(word: str) -> None:
+async def _told(*words: str) -> str:
     """Wait for a line on the standard input; end when there is nobody any more who could write one."""
     line = await asyncio.to_thread(sys.stdin.readline)
     if not line:
         sys.exit()
-    assert line.strip() == word, f"told {line!r}, not {word!r}"
+    assert line.strip() in words, f"told {line!r}, not {words!r}"
+    return line.strip()
+
+
+async def _answer_until_enough(clients: Clients) -> None:
+    while await _told("wait?", "enough") == "wait?":
+        _say(f"{clients.longest_wait_s()}")
 
 
 def _say(word: str) -> None:
@@ -198,7 +216,7 @@ async def _main(url: str, seed: str, load: Load, path: Path) -> None:
     plan = schedule.plan(town, random, load)
     _say("ready")
     await _told("go")
-    start, enough = time.monotonic(), asyncio.create_task(_told("enough"))
+    start, enough = time.monotonic(), asyncio.create_task(_answer_until_enough(clients))
     _say(f"{start}")
     await clients.ask(plan, town, start, enough)
     await enough

@@ -42,6 +42,11 @@ class Crowd:
         self.tell("go")
         return float(self.hear())
 
+    def longest_wait_s(self) -> float:
+        """Return how long anybody waits under this load, or has waited whose request ended lately."""
+        self.tell("wait?")
+        return float(self.hear())
+
     def enough(self) -> None:
         """Let the load end; return when nobody waits any more."""
         self.tell("enough")

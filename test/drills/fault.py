@@ -11,6 +11,8 @@ from msgspec.structs import replace
 
 Inject = Callable[[Scene], object]
 """Does it, and returns when nothing more is done to the system; what died comes back by itself."""
+TOGETHER_MAX = 20
+"""What does not fit together is looked for among so many, and so many have no result if their clients end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +24,9 @@ class Fault:
     inject: Inject
     requirement: Requirement
     load_s_max: float = 90.0
-    """The load ends when the system is well again, but not later."""
+    """The load ends when the system is well again, but not later; so long for each run under it."""
+    together_max: int = TOGETHER_MAX
+    """So many runs of it can be under one load."""
     touches: tuple[str, ...] = ()
     needs_relays: bool = False
     """It happens between two processes: on the profile `net`."""

@@ -20,6 +20,8 @@ AWAY_S = 30.0
 SLOW_S = 12.0
 A_TWENTIETH = (0.005, 0.095)
 BETWEEN_KILLS_MAX_S = 0.03
+LONG_TOGETHER_MAX = 5
+"""Of faults that take half a minute and more: what does not fit together is looked for among so many."""
 
 Victim = Callable[[Scene], str]
 """Chooses a process."""
@@ -175,6 +177,7 @@ FAULTS: tuple[Fault, ...] = (
         inject=restart_brokers,
         requirement=within(2.0),
         load_s_max=180.0,
+        together_max=LONG_TOGETHER_MAX,
     ),
     Fault(
         name="redis-rolling",
@@ -182,6 +185,7 @@ FAULTS: tuple[Fault, ...] = (
         inject=restart_redis_nodes,
         requirement=within(2.0),
         load_s_max=180.0,
+        together_max=LONG_TOGETHER_MAX,
     ),
     Fault(
         name="upgrade",
@@ -189,6 +193,7 @@ FAULTS: tuple[Fault, ...] = (
         inject=upgrade,
         requirement=within(2.0),
         load_s_max=300.0,
+        together_max=LONG_TOGETHER_MAX,
     ),
     Fault(
         name="broker-emptied",
@@ -201,6 +206,7 @@ FAULTS: tuple[Fault, ...] = (
         what="two brokers away for 30 s: kill -9",
         inject=two_brokers,
         requirement=replace(NOTHING_FAILS, failures=frozenset({"503"}), is_503_late=True),
+        together_max=LONG_TOGETHER_MAX,
     ),
     _killed("gateway-kill", "the gateway", lambda _scene: "gateway", CLIENTS_ASK_AGAIN),
     Fault(
@@ -214,12 +220,14 @@ FAULTS: tuple[Fault, ...] = (
         what="everything: kill -9 in random order, started in random order",
         inject=kill_everything,
         requirement=replace(CLIENTS_ASK_AGAIN, well_s_max=30.0),
+        together_max=LONG_TOGETHER_MAX,
     ),
     Fault(
         name="everything-torn",
         what="everything: kill -9, unsynced ends cut off all append-only files and off one broker's log",
         inject=tear_everything,
         requirement=replace(CLIENTS_ASK_AGAIN, well_s_max=30.0),
+        together_max=LONG_TOGETHER_MAX,
     ),
     Fault(
         name="processor-slow",

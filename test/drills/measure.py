@@ -15,6 +15,7 @@ from math import ceil, inf
 
 import msgspec
 from drills.records import Record
+from msgspec.structs import replace
 
 TOO_BUSY = '"title":"too busy"'
 """In a 503 that is given at once, because too many wait already."""
@@ -54,6 +55,24 @@ class Span(msgspec.Struct, frozen=True):
         return self.ended - self.began
 
 
+class Window(msgspec.Struct, frozen=True):
+    """The part of a load that is one fault's, where several happen one after the other.  No moment is two faults'."""
+
+    fault: float
+    calm: float = -inf
+    """All was well since, after the fault before; the load's first fault has none before it."""
+    until: float = inf
+    """When the next fault began."""
+
+    def counts(self, moment: float) -> bool:
+        """Tell whether what ended at this moment is counted here: since the fault, or before any."""
+        return moment < self.until and (moment >= self.fault or self.calm == -inf)
+
+    def has(self, request: Request) -> bool:
+        """Tell whether a request was due in the calm before the fault, under way at it, or due later."""
+        return request.due < self.until and (request.due >= self.calm or request.ended >= self.fault)
+
+
 class Waits(msgspec.Struct, frozen=True):
     """How long requests waited, in seconds."""
 
@@ -64,7 +83,7 @@ class Waits(msgspec.Struct, frozen=True):
 
 
 class Measured(msgspec.Struct, frozen=True):
-    """One load with one fault in it."""
+    """What one fault cost the clients of a load."""
 
     before: Waits
     after: Waits
@@ -72,7 +91,7 @@ class Measured(msgspec.Struct, frozen=True):
     busy_until_s: float
     """When the last request that had to wait for long was answered, after the fault; 0 if none had to."""
     answers: dict[str, int]
-    """Of all calls of the load."""
+    """Of all calls that are counted here."""
     failures: dict[str, int]
     unanswered: int
     """Requests with a key that never had a yes or a no."""
@@ -115,25 +134,38 @@ def _request(calls: list[Record]) -> Request:
     )
 
 
-def measure(records: Sequence[Record], fault: float) -> Measured:
-    """Return what is known of a load; `fault` is when the fault began."""
+def measure(records: Sequence[Record], window: Window) -> Measured:
+    """Return what is known of a part of a load, given every call of it."""
     load = [record for record in records if record.number is not None]
-    requests = requests_of(load)
-    before = [request for request in requests if request.ended < fault]
-    after = [request for request in requests if request.ended >= fault]
-    long = [request.ended - fault for request in after if request.wait_s > LONG_S]
-    patient = [record for record in load if record.status == 503 and TOO_BUSY not in record.problem]
+    everything = requests_of(load)
+    requests = cut_out(everything, window)
+    before = [request for request in requests if request.ended < window.fault]
+    after = [request for request in requests if request.ended >= window.fault]
+    long = [request.ended - window.fault for request in after if request.wait_s > LONG_S]
+    calls = [record for record in load if window.counts(record.ended)]
+    patient = [record for record in calls if record.status == 503 and TOO_BUSY not in record.problem]
     unavailable = [record.ended - record.began for record in patient]
+    unanswered = [request for request in everything if request.has_key and not request.is_answered]
     return Measured(
         before=waits(before),
         after=waits(after),
-        silence_s=silence_s(requests, fault),
+        silence_s=silence_s(requests, window.fault),
         busy_until_s=max(long, default=0.0),
-        answers=_counted(record.answer for record in load),
-        failures=_counted(failure for request in requests for failure in request.failures),
-        unanswered=sum(request.has_key and not request.is_answered for request in requests),
+        answers=_counted(record.answer for record in calls),
+        failures=_counted(failure for record in calls if (failure := failure_of(record))),
+        unanswered=sum(window.counts(request.due) for request in unanswered),
         soonest_503_s=min(unavailable, default=None),
     )
+
+
+def windows(faults: Sequence[float], calms: Sequence[float]) -> list[Window]:
+    """Return the parts of a load; `faults` are when they began, `calms` when all was well again after each."""
+    return list(map(Window, faults, [-inf, *calms[:-1]], [*faults[1:], inf]))
+
+
+def cut_out(requests: Iterable[Request], window: Window) -> list[Request]:
+    """Return the requests of a part of a load; a wait that goes on after its end belongs to the next fault."""
+    return [replace(each, ended=min(each.ended, window.until)) for each in requests if window.has(each)]
 
 
 def waits(requests: Iterable[Request]) -> Waits:

@@ -48,7 +48,7 @@ def draw_rate(axes: Axes, points: list[Point]) -> None:
 def draw_steps(axes: Axes, times: list[float], label: str, color: str) -> None:
     """Draw how often something happened a second."""
     counts = Counter(int(time / BIN_S) for time in times)
-    bins = range(max(counts, default=0) + 1)
+    bins = range(min(counts, default=0), max(counts, default=0) + 1)
     axes.step([number * BIN_S for number in bins], [counts[number] / BIN_S for number in bins], color, label=label)
 
 

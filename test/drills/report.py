@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import statistics
 from base64 import b64encode
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 from drills.drill import Plan, Result
 from drills.pictures import draw
+from drills.series import Series
 from jinja2 import Environment, FileSystemLoader, Template, select_autoescape
 from rich.table import Table
 
@@ -21,12 +23,17 @@ MISSED_SHOWN = 3
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """All runs of one fault."""
+    """All runs of one fault.  What does not fit together is counted by series, the rest by run."""
 
     fault: str
     what: str
     required: str
-    runs: list[Result]
+    series: list[Series]
+
+    @property
+    def runs(self) -> list[Result]:
+        """Those of all series."""
+        return [run for series in self.series for run in series.runs]
 
     @property
     def failed(self) -> int:
@@ -55,19 +62,26 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         return None if None in times else max(time for time in times if time is not None)
 
     @property
-    def unexplained(self) -> int:
-        """How many answers cannot be explained."""
-        return sum(len(run.outcome.explained.violations) for run in self.runs)
+    def wrong(self) -> str:
+        """How many answers cannot be explained, and how many took too long to tell, if any did."""
+        undecided = sum(len(series.explained.undecided) for series in self.series)
+        violations = sum(len(series.explained.violations) for series in self.series)
+        return f"{violations}, {undecided} undecided" if undecided else str(violations)
 
     @property
     def unclean(self) -> int:
         """How many audits found something, or could not tell."""
-        return sum(not run.outcome.audit.is_clean for run in self.runs)
+        return sum(not series.audit.is_clean for series in self.series)
 
     @property
     def missed(self) -> list[Result]:
         """The runs that were not as required."""
         return [run for run in self.runs if run.missed]
+
+    @property
+    def is_as_required(self) -> bool:
+        """Tell whether nothing is missed by any run or series."""
+        return all(series.is_as_required for series in self.series)
 
     @property
     def answers(self) -> dict[str, int]:
@@ -81,23 +95,31 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
     def cells(self) -> tuple[str, ...]:
         """Return what stands below HEADINGS: what is required second, what was missed last."""
-        audits = "clean" if not self.unclean else f"{self.unclean} not clean"
+        audits = "clean" if not self.unclean else f"{self.unclean} of {len(self.series)} not clean"
         numbers = (len(self.runs), self.failed, f"{self.gap_s:.2f}", f"{self.worst.outcome.measured.gap_s:.2f}")
         times = (f"{self.before_s:.2f}", "never" if self.well_s is None else f"{self.well_s:.1f}")
-        return (self.fault, self.required, *map(str, numbers), *times, str(self.unexplained), audits, self.verdict)
+        return (self.fault, self.required, *map(str, numbers), *times, self.wrong, audits, self.verdict)
 
     @property
     def verdict(self) -> str:
-        """Say how many runs missed what, or that none did."""
-        phrases = sorted({phrase for run in self.missed for phrase in run.missed})
-        return f"{len(self.missed)} of {len(self.runs)}: {'; '.join(phrases[:MISSED_SHOWN])}" if phrases else ""
+        """Say how many runs missed what, and in how many series what does not fit together; nothing if all is well."""
+        runs = counted([run.missed for run in self.runs], "runs")
+        series = counted([series.inconsistencies for series in self.series], "series")
+        return "; ".join(filter(None, (runs, series)))
+
+
+def counted(missed: Sequence[list[str]], noun: str) -> str:
+    """Return how many of all missed something, and what; nothing if none did."""
+    bad = [phrases for phrases in missed if phrases]
+    phrases = sorted({phrase for each in bad for phrase in each})
+    return f"{len(bad)} of {len(missed)} {noun}: {'; '.join(phrases[:MISSED_SHOWN])}" if bad else ""
 
 
 @dataclass(frozen=True)
 class Report:
     """Everything that was drilled."""
 
-    results: list[Result]
+    series: list[Series]
     plan: Plan
     profile: str
     commit: str
@@ -107,13 +129,14 @@ class Report:
     @property
     def rows(self) -> list[Row]:
         """A row a fault, in the order in which they were drilled."""
-        names = dict.fromkeys(result.fault for result in self.results)
-        same = {name: [result for result in self.results if result.fault == name] for name in names}
-        return [Row(fault=name, what=runs[0].what, required=runs[0].required, runs=runs) for name, runs in same.items()]
+        same: defaultdict[str, list[Series]] = defaultdict(list)
+        for series in self.series:
+            same[series.runs[0].fault].append(series)
+        return [_row(series) for series in same.values()]
 
     def write(self, folder: Path) -> None:
         """Write results.json, the PNGs and index.html, which has all of it in itself."""
-        content = {"profile": self.profile, "commit": self.commit, "plan": self.plan, "results": self.results}
+        content = {"profile": self.profile, "commit": self.commit, "plan": self.plan, "series": self.series}
         (folder / "results.json").write_bytes(msgspec.json.encode(content))
         shown = [run for row in self.rows for run in row.shown]
         for run in shown:
@@ -124,6 +147,11 @@ class Report:
     def page(self, pictures: dict[str, str]) -> str:
         """Return the page; `pictures` are PNGs in base64, by the name of their run."""
         return template("page.html.j2").render(report=self, headings=HEADINGS, pictures=pictures)
+
+
+def _row(series: list[Series]) -> Row:
+    first = series[0].runs[0]
+    return Row(fault=first.fault, what=first.what, required=first.required, series=series)
 
 
 def template(name: str) -> Template:
@@ -144,5 +172,5 @@ def table(report: Report) -> Table:
         found.add_column(heading, justify="right" if heading in NUMBERS else "left", no_wrap=True)
     for row in report.rows:
         name, _, *cells, _ = row.cells()
-        found.add_row(name, *cells, str(len(row.missed)), style="red" if row.missed else None)
+        found.add_row(name, *cells, str(len(row.missed)), style=None if row.is_as_required else "red")
     return found

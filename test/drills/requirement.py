@@ -45,11 +45,9 @@ CLIENTS_ASK_AGAIN = Requirement(failures=frozenset({"cut", "502", "503", "504"})
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of a drill.  `well_s` is None if the system was not well again in time."""
+    """What came of a run.  `well_s` is None if the system was not well again in time."""
 
     measured: Measured
-    explained: Explained
-    audit: Audit
     well_s: float | None
     others_share: float | None
     """None where it is not measured."""
@@ -64,7 +62,6 @@ def missed(requirement: Requirement, outcome: Outcome) -> list[str]:
     phrases = [f"{count} x {name}" for name, count in failed.items()]
     if measured.unanswered:
         phrases.append(f"{measured.unanswered} with a key never answered")
-    phrases += inconsistencies(outcome.explained, outcome.audit)
     if outcome.outlasted_s > 0:
         phrases.append(f"the load ended {outcome.outlasted_s:.0f} s before the fault did: not measured")
     return [*phrases, *_too_late(requirement, outcome)]

@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
+import time
 from random import Random
 from typing import Any
 
 import pytest
 from drills import schedule
+from drills.clients import Clients
+from drills.drill import Course, Plan, Point, Result, Run, result
+from drills.fault import Fault
 from drills.faults import FAULTS, chosen
 from drills.judge import Audit, Explained
 from drills.logs import LINES_MAX, Logs, excerpt
-from drills.measure import Measured, Request, Span, Waits, measure, percentile, requests_of, silence_s, throughput
+from drills.measure import (
+    Measured,
+    Request,
+    Span,
+    Waits,
+    Window,
+    measure,
+    percentile,
+    requests_of,
+    silence_s,
+    throughput,
+    windows,
+)
 from drills.records import CUT, Record
+from drills.report import Report, table
 from drills.requirement import NOTHING_FAILS, Outcome, Requirement, missed, of_controller
+from drills.scene import Scene
 from drills.schedule import Load, Town
+from drills.series import Series, batches
 from drills.torn import HEADER, bytes_before
+from drills.wire import Wire
 from histories.model import Invocation, Ok, Operation, Unknown
 from msgspec.structs import replace
+
+from local.system import System
 
 TOWN = Town(
     users=("u1", "u2"),
@@ -67,13 +89,41 @@ def a_measured(**fields: Any) -> Measured:
 def an_outcome(**fields: Any) -> Outcome:
     outcome = Outcome(
         measured=a_measured(),
-        explained=Explained(),
-        audit=Audit(is_clean=True),
         well_s=5.0,
         others_share=None,
         outlasted_s=0.0,
     )
     return replace(outcome, **fields)
+
+
+def a_run(number: int = 0, **fields: Any) -> Result:
+    run = Result(
+        fault="redis-kill",
+        what="a Redis primary: kill -9",
+        required="0 failed",
+        number=number,
+        seed=f"1/redis-kill/{number}",
+        course=Course(victims=[], events=[], fault_s=Span(4.0, 4.1), deaths={}, load_average=1.0, logs={}),
+        outcome=an_outcome(),
+        missed=[],
+        points=[Point(5.0, 0.1)],
+        problems=[],
+    )
+    return replace(run, **fields)
+
+
+def a_fault(**fields: Any) -> Fault:
+    fields = {"name": "kill", "what": "a process: kill -9", "requirement": NOTHING_FAILS, **fields}
+    return Fault(inject=lambda _scene: None, **fields)
+
+
+def a_series(*runs: Result, **fields: Any) -> Series:
+    clean = Audit(is_clean=True, counts=dict.fromkeys(("messages", "paid", "failed", "charges", "deductions"), 9))
+    return replace(Series(runs=list(runs or [a_run()]), explained=Explained(), audit=clean, seconds=40.0), **fields)
+
+
+def a_report(*series: Series, **fields: Any) -> Report:
+    return Report(list(series), Plan(rate=80.0, seconds=10.0, seed=1), "ha", "v1", **fields)
 
 
 def waited(seconds: float) -> Outcome:
@@ -155,7 +205,7 @@ def test_calls_of_the_set_up_are_no_requests_of_the_load() -> None:
 def test_who_was_under_way_at_the_fault_counts_as_after_it() -> None:
     records = [a_record(due=9.0, ended=9.1), a_record(due=9.9, ended=13.0), a_record(due=12.0, ended=12.1)]
 
-    measured = measure(records, FAULT)
+    measured = measure(records, Window(FAULT))
 
     assert (measured.before.count, measured.after.count) == (1, 2)
     assert measured.after.longest_s == pytest.approx(3.1)
@@ -187,7 +237,7 @@ def test_nobody_who_asks_is_no_silence() -> None:
 def test_the_longest_wait_is_the_gap_where_others_were_served_meanwhile() -> None:
     records = [a_record(due=10.0 + number / 10, ended=10.05 + number / 10) for number in range(50)]
 
-    measured = measure([*records, a_record(due=10.01, ended=14.51)], FAULT)
+    measured = measure([*records, a_record(due=10.01, ended=14.51)], Window(FAULT))
 
     assert measured.silence_s < 0.2
     assert measured.gap_s == pytest.approx(4.5)
@@ -197,7 +247,7 @@ def test_the_longest_wait_is_the_gap_where_others_were_served_meanwhile() -> Non
 def test_a_request_with_a_key_that_never_had_an_answer_is_counted() -> None:
     records = [a_record(due=11.0, ended=31.0, status=503, key="k"), a_record(due=12.0, ended=32.0, status=503)]
 
-    measured = measure(records, FAULT)
+    measured = measure(records, Window(FAULT))
 
     assert measured.unanswered == 1
     assert measured.failures == {"503": 2}
@@ -222,7 +272,7 @@ def test_a_failure_is_an_error_a_cut_or_an_answer_that_should_be_another(
 ) -> None:
     record = a_record(11.0, 11.1, status, expected=expected, retry_after_s=retry_after_s)
 
-    assert measure([record], FAULT).failures == failures
+    assert measure([record], Window(FAULT)).failures == failures
 
 
 @pytest.mark.parametrize(("percent", "value"), [(50, 5), (99, 10), (100, 10), (10, 1), (1, 1)])
@@ -234,6 +284,166 @@ def test_throughput_counts_answers_within_its_time() -> None:
     requests = [a_request(0, ended) for ended in (1.0, 2.0, 3.0, 4.0)]
 
     assert throughput([*requests, a_request(0, 2.5, is_answered=False)], Span(2.0, 4.0)) == 1.0
+
+
+# --- several faults under one load -----------------------------------------------------------------------------------
+
+FIRST, SECOND = windows(faults=[10.0, 20.0], calms=[15.0, 26.0])
+
+
+def test_a_load_has_a_part_for_each_fault_that_ends_with_the_next_one() -> None:
+    assert windows([10.0], [15.0]) == [Window(10.0)]
+    assert windows([10.0, 20.0], [15.0, 26.0]) == [Window(10.0, until=20.0), Window(20.0, calm=15.0)]
+
+
+def test_before_a_later_fault_is_what_was_due_since_all_was_well_again() -> None:
+    records = [a_record(due=due, ended=due + 0.1) for due in (9.0, 14.0, 16.0, 19.0, 21.0)]
+
+    assert measure(records, FIRST).before.count == 1
+    assert measure(records, SECOND).before.count == 2
+
+
+def test_a_wait_that_the_next_fault_makes_long_is_the_next_ones() -> None:
+    records = [a_record(due=19.9, ended=24.0), *(a_record(due=due, ended=due + 0.1) for due in (11.0, 19.0, 21.0))]
+
+    first, second = measure(records, FIRST), measure(records, SECOND)
+
+    assert first.after.longest_s == pytest.approx(0.1)
+    assert second.after.longest_s == pytest.approx(4.1)
+    assert (first.busy_until_s, second.busy_until_s) == (0.0, pytest.approx(4.0))
+
+
+def test_a_wait_that_began_long_before_the_next_fault_is_both_faults() -> None:
+    records = [a_record(due=11.0, ended=24.0), a_record(due=12.0, ended=12.1), a_record(due=19.9, ended=19.95)]
+
+    assert measure(records, FIRST).gap_s == pytest.approx(9.0)
+    assert measure(records, SECOND).gap_s == pytest.approx(13.0)
+
+
+def test_silence_after_the_next_fault_is_the_next_ones() -> None:
+    dues = (10.1, *(11.0 + number / 10 for number in range(90)), 23.0)
+    records = [a_record(due=due, ended=due + 0.05) for due in dues]
+
+    assert measure(records, FIRST).silence_s < 1.0
+    assert measure(records, SECOND).silence_s == pytest.approx(3.05)
+
+
+def test_every_call_is_counted_once_with_the_last_fault_before_its_end() -> None:
+    records = [
+        a_record(9.0, 9.1, 504),
+        a_record(9.9, 10.1, CUT),
+        a_record(16.0, 16.1, 503),
+        a_record(19.9, 20.1, CUT, key="k"),
+        a_record(25.0, 25.1),
+    ]
+
+    first, second = measure(records, FIRST), measure(records, SECOND)
+
+    assert first.failures == {"503": 1, "504": 1, "cut": 1}
+    assert second.failures == {"cut": 1}
+    assert (first.answers, second.answers) == ({"503": 1, "504": 1, "cut": 1}, {"200": 1, "cut": 1})
+    assert (first.soonest_503_s, second.soonest_503_s) == (pytest.approx(0.1), None)
+
+
+def test_who_is_never_answered_is_counted_once_where_it_was_due() -> None:
+    record = a_record(due=12.0, ended=102.0, status=CUT, key="k")
+
+    assert measure([record], FIRST).unanswered == 1
+    assert measure([record], SECOND).unanswered == 0
+
+
+def test_clients_are_kept_waiting_as_long_as_anybody_lately_was_or_still_is() -> None:
+    clients, now = Clients(Wire("127.0.0.1", 1), Random(1), LOAD), time.monotonic()
+    clients.records += [a_record(now - 60.0, now - 50.0), a_record(now - 1.5, now - 1.0)]
+
+    assert clients.longest_wait_s() == pytest.approx(0.5)
+
+
+def test_a_fault_after_the_end_of_the_load_was_not_felt() -> None:
+    records = [a_record(due=due, ended=due + 0.1) for due in (9.0, 11.0, 17.0)]
+    run = Run(Scene(System("test")), chosen("redis-kill")[0], 1, "1/redis-kill/1", Span(20.0, 20.1), well_s=5.0)
+
+    found = result(run, SECOND, records, start=0.0)
+
+    assert found.missed == ["the load ended 3 s before the fault did: not measured"]
+    assert [point.due_s for point in found.points] == [17.0]
+
+
+def test_runs_are_put_together_as_far_as_their_fault_allows() -> None:
+    many, few = a_fault(together_max=100), a_fault(name="long", together_max=2)
+
+    parts = [(batch.fault.name, batch.numbers) for batch in batches([many, few], runs=5, together=3)]
+
+    assert parts == [("kill", (0, 1, 2)), ("kill", (3, 4)), ("long", (0, 1)), ("long", (2, 3)), ("long", (4,))]
+
+
+def test_a_load_may_last_so_much_longer_as_there_are_runs_in_it() -> None:
+    (batch,) = batches([a_fault(load_s_max=60.0)], runs=4, together=10)
+
+    assert batch.load_s_max == 240.0
+    assert batch.after(3).numbers == (3,)
+
+
+def test_files_about_a_series_have_the_numbers_of_its_runs() -> None:
+    assert a_series(a_run(3)).name == "redis-kill-3"
+    assert a_series(a_run(3), a_run(4), a_run(5)).name == "redis-kill-3-5"
+
+
+def test_a_run_that_broke_off_was_begun() -> None:
+    assert a_series(a_run(0), a_run(1)).begun == 2
+    assert a_series(a_run(0), a_run(1), broke_off="nobody leads").begun == 3
+
+
+@pytest.mark.parametrize(
+    ("series", "phrase"),
+    [
+        (a_series(explained=Explained(violations=["a", "b"])), "2 answers cannot be explained"),
+        (a_series(explained=Explained(undecided=["a"])), "1 undecided"),
+        (a_series(audit=Audit(is_clean=False, findings=[OVERCHARGED])), "audit: 1 x I3 overcharged"),
+        (a_series(audit=Audit(is_clean=False, cannot_tell="no log")), "audit: no log"),
+    ],
+)
+def test_what_does_not_fit_together_is_said_of_the_series(series: Series, phrase: str) -> None:
+    assert series.inconsistencies == [phrase]
+    assert not series.is_as_required
+
+
+def test_a_series_is_as_required_if_every_run_is() -> None:
+    assert a_series(a_run(0), a_run(1)).is_as_required
+    assert not a_series(a_run(0), a_run(1, missed=["1 x 503"])).is_as_required
+
+
+# --- report ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_does_not_fit_together_is_counted_by_series_and_the_rest_by_run() -> None:
+    broken = a_series(a_run(0, missed=["1 x 503"]), a_run(1), explained=Explained(violations=["two charges"]))
+
+    (row,) = a_report(broken, a_series(a_run(2), a_run(3))).rows
+
+    assert row.verdict == "1 of 4 runs: 1 x 503; 1 of 2 series: 1 answers cannot be explained"
+    assert (row.wrong, row.unclean) == ("1", 0)
+    assert not row.is_as_required
+
+
+def test_a_broken_series_is_shown_though_no_run_missed_anything() -> None:
+    unclean = Audit(is_clean=False, findings=[OVERCHARGED])
+
+    report = a_report(a_series(a_run(0), a_run(1), audit=unclean, explained=Explained(undecided=["slow"])))
+
+    (row,) = report.rows
+    assert row.missed == []
+    assert row.cells()[-3:] == ("0, 1 undecided", "1 of 1 not clean", row.verdict)
+    assert table(report).rows[0].style == "red"
+    assert "Series 0-1: 2 runs" in report.page({"redis-kill-0": ""})
+
+
+def test_a_row_without_a_miss_says_nothing() -> None:
+    report = a_report(a_series(a_run(0), a_run(1)))
+
+    assert report.rows[0].verdict == ""
+    assert report.rows[0].is_as_required
+    assert "As required." in report.page({"redis-kill-0": ""})
 
 
 # --- verdicts --------------------------------------------------------------------------------------------------------
@@ -248,10 +458,6 @@ def test_a_quiet_drill_misses_nothing() -> None:
     [
         (an_outcome(measured=a_measured(failures={"503": 2})), "2 x 503"),
         (an_outcome(measured=a_measured(unanswered=1)), "1 with a key never answered"),
-        (an_outcome(explained=Explained(violations=["a", "b"])), "2 answers cannot be explained"),
-        (an_outcome(explained=Explained(undecided=["a"])), "1 undecided"),
-        (an_outcome(audit=Audit(is_clean=False, findings=[OVERCHARGED])), "audit: 1 x I3 overcharged"),
-        (an_outcome(audit=Audit(is_clean=False, cannot_tell="no log")), "audit: no log"),
         (an_outcome(well_s=None), "not well within 60 s"),
         (an_outcome(outlasted_s=9.0), "the load ended 9 s before the fault did: not measured"),
         (an_outcome(well_s=61.0), "not well within 60 s"),
@@ -348,4 +554,4 @@ def test_a_refusal_because_too_many_wait_already_is_no_503_before_its_time() -> 
         12.0, 12.01, 503, problem='{"type":"about:blank","title":"too busy","status":503,"detail":"..."}'
     )
 
-    assert measure([patient, refused], FAULT).soonest_503_s == pytest.approx(20.0)
+    assert measure([patient, refused], Window(FAULT)).soonest_503_s == pytest.approx(20.0)

@@ -1,7 +1,8 @@
 """What the processes use while the drills go on: memory and file descriptors over time, and how fast they grow.
 
 A process that is killed begins anew, so its lives are looked at one by one: one slope for all lives of a kind of
-process, by least squares, each life with a level of its own, and its first minutes left out: caches fill then.
+process, by least squares, each life with a level of its own, and its first minutes left out: caches fill then.  What is
+looked at is the least of every two minutes: what a failover needs for a moment is no leak.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from local.status import MEGABYTE
 from local.system import System
 
 INTERVAL_S = 5.0
-FILLING_S = 120.0
-"""So long a process fills its caches."""
+FILLING_S = 600.0
+"""So long a process fills its caches, and a JVM its heap."""
+FLOOR_S = 120.0
+"""A leak does not go down again within so long."""
 OBSERVED_S_MIN = 900.0
 """All lives of a kind together: what was seen for less time has no slope worth judging."""
 HOUR_S = 3600.0
@@ -99,8 +102,8 @@ def _growth(kind: str, samples: list[Sample]) -> Growth:
     lives = settled(samples)
     observed_s = sum(life[-1].at - life[0].at for life in lives)
     is_enough = observed_s >= OBSERVED_S_MIN
-    memory = [[(sample.at / HOUR_S, sample.pss_mb) for sample in life] for life in lives]
-    descriptors = [[(sample.at / HOUR_S, float(sample.descriptors)) for sample in life] for life in lives]
+    memory = [floor((sample.at, sample.pss_mb) for sample in life) for life in lives]
+    descriptors = [floor((sample.at, float(sample.descriptors)) for sample in life) for life in lives]
     return Growth(
         kind=kind,
         observed_s=observed_s,
@@ -119,6 +122,15 @@ def settled(samples: Iterable[Sample]) -> list[list[Sample]]:
         life.append(sample)
     late = ([sample for sample in life if sample.at >= life[0].at + FILLING_S] for life in lives.values())
     return [life for life in late if life]
+
+
+def floor(line: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the least value of each FLOOR_S, by hour; `line` is values by second."""
+    least: dict[int, float] = {}
+    for at, value in line:
+        number = int(at // FLOOR_S)
+        least[number] = min(value, least.get(number, value))
+    return [(number * FLOOR_S / HOUR_S, value) for number, value in least.items()]
 
 
 def slope(lines: Iterable[Sequence[tuple[float, float]]]) -> float:

@@ -31,10 +31,15 @@ KINDS = (
 PAUSE_S = (20.0, 40.0)
 """From one fault's begin to the next, if the system is well by then."""
 NONE = "before any fault"
-MB_PER_HOUR_MAX = 30.0
+MB_PER_HOUR_MAX = 60.0
+"""Half an hour cannot tell less from a high-water mark that a failover left."""
 DESCRIPTORS_PER_HOUR_MAX = 20.0
-HOLD_DATA = ("redis",)
-"""Their memory grows with what there is: results are kept for a day."""
+REDIS = "redis"
+"""Grows with what there is: results are kept for a day."""
+SNAPSHOTTER = "-snapshotter"
+COPY_MAX = 3.0
+"""So many times what all Redis primaries grow by together a snapshotter may grow by: it holds its service's data, as Python
+objects."""
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -202,11 +207,20 @@ def together(chapters: Sequence[Explained]) -> Explained:
     )
 
 
-def leaks(growths: Sequence[Growth]) -> list[str]:
+def leaks(growths: Sequence[Growth], primaries: int = 3) -> list[str]:
     """Return which processes grow faster than they may."""
-    memory = [each for each in growths if each.kind not in HOLD_DATA and (each.mb_per_hour or 0.0) > MB_PER_HOUR_MAX]
+    memory = [each for each in growths if (each.mb_per_hour or 0.0) > _mb_per_hour_max(each, growths, primaries)]
     descriptors = [each for each in growths if (each.descriptors_per_hour or 0.0) > DESCRIPTORS_PER_HOUR_MAX]
     return [
         *(f"{each.kind} grows by {each.mb_per_hour:.0f} MB an hour" for each in memory),
         *(f"{each.kind} opens {each.descriptors_per_hour:.0f} descriptors an hour" for each in descriptors),
     ]
+
+
+def _mb_per_hour_max(growth: Growth, growths: Sequence[Growth], primaries: int) -> float:
+    if growth.kind == REDIS:
+        return inf
+    if not growth.kind.endswith(SNAPSHOTTER):
+        return MB_PER_HOUR_MAX
+    data = sum(max(each.mb_per_hour or 0.0, 0.0) for each in growths if each.kind == REDIS) * primaries
+    return MB_PER_HOUR_MAX + COPY_MAX * data

@@ -10,7 +10,7 @@ from drills.chapters import check
 from drills.judge import Audit, Explained
 from drills.measure import Request, Span
 from drills.records import Record, dump
-from drills.resources import FILLING_S, OBSERVED_S_MIN, Growth, Sample, growths, settled, slope
+from drills.resources import FILLING_S, FLOOR_S, OBSERVED_S_MIN, Growth, Sample, floor, growths, settled, slope
 from drills.soak import NONE, Plan, Result, Strike, incidents, leaks, together
 from drills.soak_report import fault_rows, growth_row
 from histories.notation import told
@@ -141,18 +141,18 @@ def test_a_restart_is_no_growth_and_hides_none() -> None:
 
 
 def test_what_a_process_does_in_its_first_minutes_says_nothing() -> None:
-    life = samples("redis-0", 1, range(0, 300, 5), 1.0)
+    life = samples("redis-0", 1, range(0, 900, 5), 1.0)
 
     assert settled(life) == [life[int(FILLING_S) // 5 :]]
     assert settled(life[:10]) == []
 
 
 def test_what_was_seen_for_too_short_has_no_slope() -> None:
-    (growth,) = growths(samples("gateway", 1, range(0, 300, 5), 1.0))
+    (growth,) = growths(samples("gateway", 1, range(0, 900, 5), 1.0))
 
     assert (growth.kind, growth.mb_per_hour, growth.descriptors_per_hour) == ("gateway", None, None)
     assert leaks([growth]) == []
-    assert growth_row(growth) == ("gateway", "3", "345", "", "20", "")
+    assert growth_row(growth) == ("gateway", "5", "945", "", "20", "")
 
 
 @pytest.mark.parametrize(
@@ -161,11 +161,23 @@ def test_what_was_seen_for_too_short_has_no_slope() -> None:
         (a_growth(mb_per_hour=-50.0, descriptors_per_hour=-50.0), []),
         (a_growth(kind="redis", mb_per_hour=500.0), []),
         (a_growth(kind="redis", descriptors_per_hour=500.0), ["redis opens 500 descriptors an hour"]),
-        (a_growth(mb_per_hour=31.0, descriptors_per_hour=5.0), ["order-web grows by 31 MB an hour"]),
+        (a_growth(mb_per_hour=61.0, descriptors_per_hour=5.0), ["order-web grows by 61 MB an hour"]),
+        (a_growth(kind="order-snapshotter", mb_per_hour=61.0), ["order-snapshotter grows by 61 MB an hour"]),
     ],
 )
 def test_who_grows_is_said_but_for_data_that_are_kept(growth: Growth, phrases: list[str]) -> None:
     assert leaks([growth]) == phrases
+
+
+def test_a_snapshotter_may_grow_as_the_data_do_that_it_holds() -> None:
+    redis = a_growth(kind="redis", mb_per_hour=10.0)
+    assert leaks([redis, a_growth(kind="order-snapshotter", mb_per_hour=149.0)]) == []
+    phrases = leaks([redis, a_growth(kind="order-snapshotter", mb_per_hour=151.0)])
+    assert phrases == ["order-snapshotter grows by 151 MB an hour"]
+
+
+def test_what_is_needed_for_a_moment_is_no_leak() -> None:
+    assert floor([(0, 5.0), (60, 90.0), (119, 7.0), (120, 6.0)]) == [(0.0, 5.0), (FLOOR_S / 3600, 6.0)]
 
 
 # --- chapters --------------------------------------------------------------------------------------------------------

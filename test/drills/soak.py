@@ -38,8 +38,8 @@ REDIS = "redis"
 """Grows with what there is: results are kept for a day."""
 SNAPSHOTTER = "-snapshotter"
 COPY_MAX = 3.0
-"""So many times what all Redis primaries grow by together a snapshotter may grow by: it holds its service's data, as Python
-objects."""
+"""So many times what all Redis primaries grow by together a snapshotter may grow by: it holds its data as well, as
+Python objects."""
 
 
 class Plan(msgspec.Struct, frozen=True):

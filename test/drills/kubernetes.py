@@ -19,6 +19,8 @@ from local.profiles import SERVICES
 POD_START_S = 6.0
 """Kubernetes notices, schedules and starts a pod."""
 CUT_S = 60.0
+DRAIN_S = 60.0
+"""Where a volume is bound to its node, as on k8slab, its pod cannot go elsewhere: a second Redis node is not let go."""
 ROLES = ("web", "processor", "snapshotter")
 ROLLOUT_TIMEOUT_S = 600
 
@@ -93,7 +95,7 @@ def drain_node(scene: Scene) -> None:
     """Have a node that is not the first emptied, and let it take pods again."""
     node = f"node{scene.random.choice(_numbers())}"
     scene.note(f"kubectl drain {node}")
-    command = ["kubectl", "drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=240s"]
+    command = ["kubectl", "drain", node, "--ignore-daemonsets", "--delete-emptydir-data", f"--timeout={DRAIN_S:.0f}s"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     scene.note(f"kubectl drain {node}: exit {done.returncode}")
     kubectl("uncordon", node)

@@ -28,6 +28,7 @@ KUBERNETES_VERSIONS = ("1.30", "1.34")
 TOOLS = REPOSITORY / ".cache" / "kube-tools"
 K8S = REPOSITORY / "k8s"
 CHART = REPOSITORY / "helm" / "redis-cluster"
+AUDIT = REPOSITORY / "audit" / "pod.yaml"
 STRIMZI = REPOSITORY / "strimzi-kafka-config" / "kafka-helm-values.yaml"
 COMPOSE = REPOSITORY / "docker-compose.yml"
 COMPOSE_PROFILES = ((), ("ha",), ("monitoring",), ("ha", "monitoring"))
@@ -51,6 +52,12 @@ def redis(service: str) -> tuple[Manifest, ...]:
     """Return the Redis Cluster of a service, as deploy-charts-minikube.sh installs it."""
     clients = f'clients=[{{"component":"{service}"}},{{"role":"audit"}}]'
     return tuple(_parsed(_run("helm", "template", f"{service}-redis", str(CHART), "--set-json", clients)))
+
+
+def audit() -> Manifest:
+    """Return the pod in which the audit runs."""
+    (found,) = _parsed(AUDIT.read_text())
+    return found
 
 
 def strimzi() -> list[Manifest]:
@@ -87,7 +94,7 @@ def _lint() -> Iterator[str]:
 
 
 def _misfits() -> Iterator[str]:
-    for manifest in (*kustomized(), *(manifest for service in SERVICES for manifest in redis(service))):
+    for manifest in (*kustomized(), audit(), *(manifest for service in SERVICES for manifest in redis(service))):
         for version in KUBERNETES_VERSIONS:
             try:
                 kubernetes_validate.validate(manifest, version, strict=True)

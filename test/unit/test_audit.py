@@ -22,11 +22,12 @@ from audited import (
 from click.testing import CliRunner
 from world import World
 
-from audit import Kind, audit
+from audit import Kind, audit, cluster, source
 from audit.__main__ import main
 from audit.command import tell
 from audit.findings import invariant_of
 from audit.history import EVENTS_MAX
+from common.config import load
 from common.decision import Arrival, Decision, State
 from common.fold import ATTEMPT_RETENTION_MS
 from common.messages import (
@@ -313,6 +314,22 @@ def test_a_system_that_cannot_be_reached_is_not_called_clean() -> None:
     environment = {"CHECKOUT_KAFKA": "127.0.0.1:1", "CHECKOUT_REDIS": "127.0.0.1:1"}
 
     done = CliRunner().invoke(main, [], env=environment)
+
+    assert done.exit_code == 2
+    assert done.output.startswith("Cannot audit: ")
+
+
+def test_each_service_may_have_a_redis_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(source, "Store", lambda settings, _: asked.append(settings.redis))
+
+    source.Source(load({"CHECKOUT_KAFKA": "k:1", "CHECKOUT_REDIS": "all:1"}), {"stock": "its:1,own:1"})
+
+    assert asked == ["all:1", "its:1,own:1", "all:1"]
+
+
+def test_an_audit_in_a_cluster_exits_as_any_other() -> None:
+    done = CliRunner().invoke(cluster.main, ["--redis", "order=127.0.0.1:1"], env={"CHECKOUT_KAFKA": "127.0.0.1:1"})
 
     assert done.exit_code == 2
     assert done.output.startswith("Cannot audit: ")

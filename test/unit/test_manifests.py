@@ -10,7 +10,7 @@ import yaml
 from common import config, log
 from local import broker, redis_cluster
 from local.profiles import PROFILES, REPOSITORY, SERVICES
-from local.validate import CHART, COMPOSE, Manifest, kustomized, named, redis, strimzi
+from local.validate import CHART, COMPOSE, Manifest, audit, kustomized, named, redis, strimzi
 
 IMAGES = {"order": "order:latest", "stock": "stock:latest", "payment": "user:latest"}
 COPIES = {"web": 2, "processor": 2, "snapshotter": 1}
@@ -198,17 +198,25 @@ def test_redis_is_set_as_a_local_one() -> None:
     assert {key: charts[key] for key in shared} == {key: settings[key] for key in shared}
 
 
+def test_the_audit_asks_each_services_redis() -> None:
+    (container,) = audit()["spec"]["containers"]
+    asked = dict(argument.removeprefix("--redis=").split("=") for argument in container["args"] if "=" in argument)
+
+    assert asked.keys() == set(SERVICES)
+    for service, addresses in asked.items():
+        own = settings_of(containers(the("Deployment", service))[0])["CHECKOUT_REDIS"].split(",")
+        assert set(addresses.split(",")) <= set(own)
+
+
 # --- safety
 
 
-@pytest.mark.parametrize("workload", workloads(), ids=named)
-def test_pods_are_restricted(workload: Manifest) -> None:
-    spec = template(workload)["spec"]
-
+@pytest.mark.parametrize("spec", [*(template(workload)["spec"] for workload in workloads()), audit()["spec"]])
+def test_pods_are_restricted(spec: Manifest) -> None:
     assert spec["automountServiceAccountToken"] is False
     assert spec["securityContext"]["runAsNonRoot"] is True
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-    for container in containers(workload):
+    for container in spec["containers"]:
         assert container["securityContext"] == {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
@@ -296,12 +304,15 @@ def processes(service: str) -> list[Pod]:
 def connections() -> list[tuple[Pod, Pod, int]]:
     """Return every connection that the system makes: from, to, port."""
     gateway, set_up = pod("Deployment", "gateway"), pod("Job", "set-up")
+    auditor = Pod("audit", "default", audit()["metadata"]["labels"], {})
     found = [
         (CLIENT, gateway, 8000),
         (PROMETHEUS, gateway, 8404),
         (gateway, DNS, 53),
         (set_up, KAFKA, 9092),
         (set_up, DNS, 53),
+        (auditor, KAFKA, 9092),
+        (auditor, DNS, 53),
     ]
     for service in SERVICES:
         web, nodes, create = (
@@ -309,7 +320,7 @@ def connections() -> list[tuple[Pod, Pod, int]]:
             pod("StatefulSet", f"{service}-redis"),
             pod("Job", f"{service}-redis-create"),
         )
-        found += [(gateway, web, web.ports["http"])]
+        found += [(gateway, web, web.ports["http"]), (auditor, nodes, 6379)]
         for process in processes(service):
             found += [
                 (process, nodes, 6379),

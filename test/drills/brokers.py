@@ -9,7 +9,7 @@ from typing import Any
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
-from local.profiles import SERVICES, Profile
+from local.profiles import SERVICES
 from local.system import System
 
 ANSWER_TIMEOUT_MS = 2000
@@ -40,21 +40,26 @@ def coordinator(system: System, service: str) -> str:
 
 
 def are_in_sync(system: System) -> bool:
-    """Tell whether every replica of every partition has what its leader has."""
+    """Tell whether every broker answers, and every replica of every partition has what its leader has.
+
+    Of a broker that has just died the others say for two seconds that it has everything.
+    """
+    ports = system.profile.kafka_ports
     try:
-        topics = _in_admin(system, lambda admin: admin.describe_topics())
+        answers = [asyncio.run(_ask((port,), lambda admin: admin.describe_topics())) for port in ports]
     except (KafkaError, OSError, TimeoutError):
         return False
-    partitions = [partition for topic in topics for partition in topic["partitions"]]
+    partitions = [partition for topics in answers for topic in topics for partition in topic["partitions"]]
     return all(len(partition["isr"]) == len(partition["replicas"]) for partition in partitions)
 
 
 def _in_admin(system: System, question: Any) -> Any:
-    return asyncio.run(_ask(system.profile, question))
+    return asyncio.run(_ask(system.profile.kafka_ports, question))
 
 
-async def _ask(profile: Profile, question: Any) -> Any:
-    addresses = [f"127.0.0.1:{port}" for port in profile.kafka_ports]
+async def _ask(ports: tuple[int, ...], question: Any) -> Any:
+    """Ask by way of the brokers that are found at these ports."""
+    addresses = [f"127.0.0.1:{port}" for port in ports]
     admin = AIOKafkaAdminClient(bootstrap_servers=addresses, request_timeout_ms=ANSWER_TIMEOUT_MS)
     try:
         await admin.start()

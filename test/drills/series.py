@@ -155,9 +155,8 @@ class Sitting:
         usual_s = max(clients.longest_wait_s(), WAIT_LEAST_S)
         self._run(self.batch.numbers[0])
         for number in self.batch.numbers[1:]:
-            if not self._is_well_again():
+            if not self._is_over(clients, usual_s):
                 break
-            self._wait_until_calm(clients, usual_s)
             self._run(number)
         time.sleep(max(self.start + self.plan.seconds - time.monotonic(), 0.0))
         clients.enough()
@@ -174,9 +173,12 @@ class Sitting:
                 raise
             self.broke_off = format_exc()
 
-    def _is_well_again(self) -> bool:
-        """Tell whether the next run can begin; so soon after a fault one look does not say that it is over."""
-        return not self.broke_off and self.runs[-1].well_s is not None and time_until_well(self.system) is not None
+    def _is_over(self, clients: Crowd, usual_s: float) -> bool:
+        """Wait until the next run can begin; False if it cannot.  What was well too soon is looked at once more."""
+        if self.broke_off or self.runs[-1].well_s is None:
+            return False
+        self._wait_until_calm(clients, usual_s)
+        return time_until_well(self.system) is not None
 
     def _wait_until_calm(self, clients: Crowd, usual_s: float) -> None:
         """Wait until nobody is kept waiting by the fault before, which is not over when everything is back."""

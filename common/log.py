@@ -180,7 +180,7 @@ class Producer:
         await self.close()
         note_repair("producer", f"{place.topic}-{place.partition}: {why!r}")
         if seems_dead and not _lacks_replicas(why) and await self._answers_others(place):
-            raise Stuck(f"only failures of {DEAD_FAILURES} sends or more to {place}, and it can be read") from why
+            raise Stuck(f"{DEAD_FAILURES} sends in a row to {place} have failed, and it can be read") from why
 
     async def _answers_others(self, place: TopicPartition) -> bool:
         try:

@@ -1,6 +1,6 @@
 """Profiles: how many of each process there are, and where each of them listens and keeps its files."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -129,6 +129,7 @@ def addresses(ports: tuple[int, ...]) -> str:
     return ",".join(f"{HOST}:{port}" for port in ports)
 
 
+TEST = Profile(name="test", brokers=1, redis_replicas_per_primary=1, copies=2, port_offset=10_000, memory_min_mb=1500)
 PROFILES = {
     profile.name: profile
     for profile in (
@@ -142,6 +143,7 @@ PROFILES = {
             listen_offset=300,
             memory_min_mb=2500,
         ),
-        Profile(name="test", brokers=1, redis_replicas_per_primary=1, copies=2, port_offset=10_000, memory_min_mb=1500),
+        TEST,
+        replace(TEST, name="test-e2e", port_offset=12_500),
     )
 }

@@ -1,4 +1,4 @@
-"""What all tests share: the profile `test`, with ports and data of its own.  Whatever else is up is not touched."""
+"""What all tests share: a profile with ports and data of its own.  Whatever else is up is not touched."""
 
 import asyncio
 import fcntl
@@ -17,7 +17,8 @@ import pytest
 from local.profiles import REPOSITORY
 from local.system import System
 
-PROFILE = "test"
+PROFILE = os.environ.get("TEST_PROFILE", "test")
+"""Two runs at a time need two: `make test` has one of `test` and one of `test-e2e`."""
 ASYNC_TEST_TIMEOUT_S = 120
 ORDER = ("unit", "simulation", "integration", "drills", "e2e")
 """What is quick and precise runs first; integration before e2e, whose restarts leave a longer log."""
@@ -72,14 +73,14 @@ def system(request: pytest.FixtureRequest) -> Iterator[System]:
             yield system
         finally:
             if request.session.testsfailed and system.profile.logs.exists():
-                shutil.copytree(system.profile.logs, REPOSITORY / "reports" / "logs", dirs_exist_ok=True)
+                shutil.copytree(system.profile.logs, REPOSITORY / "reports" / "logs" / PROFILE, dirs_exist_ok=True)
             system.down(wipe=True)
 
 
 @contextmanager
 def alone() -> Iterator[None]:
     """Wait until no other run of the tests, and no other worker of this one, has the system."""
-    path = REPOSITORY / ".local" / "test.lock"
+    path = REPOSITORY / ".local" / f"{PROFILE}.lock"
     path.parent.mkdir(exist_ok=True)
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

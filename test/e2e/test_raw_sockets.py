@@ -104,10 +104,12 @@ NOT_HTTP = {
 }
 """Refused by the gateway's parser, its rules, gunicorn's parser, or the service."""
 
+BROKEN_OFF = "shorter than said"
+"""Who hangs up before the body is whole may find that HAProxy heard all of it at once, and answers nobody."""
 BODIES = {
     "of a length": PAY + b"Content-Length: 3\r\n\r\nabc",
     "longer than said": PAY + b"Connection: close\r\nContent-Length: 3\r\n\r\nabcdefgh",
-    "shorter than said": PAY + b"Content-Length: 50\r\n\r\nabc",
+    BROKEN_OFF: PAY + b"Content-Length: 50\r\n\r\nabc",
     "of 100 kB": PAY + b"Content-Length: 100000\r\n\r\n" + b"x" * 100_000,
     "of 1 MB": PAY + b"Content-Length: 1000000\r\n\r\n" + b"x" * 1_000_000,
     "expected": PAY + b"Expect: 100-continue\r\nContent-Length: 3\r\n\r\nabc",
@@ -258,9 +260,11 @@ def test_a_bad_request_is_refused_and_changes_nothing(user: User, name: str) -> 
 
 @pytest.mark.parametrize("name", BODIES)
 def test_a_body_is_refused_and_changes_nothing(user: User, name: str) -> None:
-    (answer,) = send(user.request(BODIES[name]))
+    found = send(user.request(BODIES[name]))
 
-    assert_not_http(answer, 400, 413)
+    for answer in found:
+        assert_not_http(answer, 400, 413)
+    assert len(found) == 1 or (not found and name == BROKEN_OFF)
     assert user.paid == 0
 
 

@@ -110,7 +110,9 @@ class Pods:
         state = self.ask(name, "CLUSTER", "INFO")
         served = "cluster_state:ok" in state and "cluster_slots_ok:16384" in state
         followed = {line[3] for line in lines if "slave" in line[2]}
-        return well and served and len(lines) == len(NAMES) and len(followed) == len(NAMES) // 2
+        role, *follows = self.ask(name, "ROLE").split()
+        linked = role == "master" or "connected" in follows
+        return well and served and linked and len(lines) == len(NAMES) and len(followed) == len(NAMES) // 2
 
     def _run(self, name: str, script: str) -> subprocess.Popen[bytes]:
         log = (self._folder / f"{name}-{script}.log").open("ab")
@@ -256,3 +258,36 @@ def test_one_that_nobody_knew_in_time_joins_under_a_new_id_and_its_old_one_is_fo
 
 def test_the_password_is_needed(whole: Pods) -> None:
     assert "NOAUTH" in whole.ask(NAMES[0], "PING", password="")
+
+
+CANNED = """#!/bin/sh
+if [ $# = 4 ]; then cat "$HOSTS".seen; else echo "$@" >> "$HOSTS".told; fi
+"""
+"""A redis-cli that is told two commands on its input, or one by its arguments, after -h ADDRESS -p PORT."""
+
+
+def test_a_replica_that_asks_its_primarys_old_address_is_told_to_follow_it_again(tmp_path: Path) -> None:
+    """Redis hears of the new address from the others, and keeps connecting to the old one: seen after a power cut."""
+    (tmp_path / "bin").mkdir()
+    for program, text in (("redis-cli", CANNED), ("getent", GETENT)):
+        (tmp_path / "bin" / program).write_text(text)
+        (tmp_path / "bin" / program).chmod(0o755)
+    (tmp_path / "hosts").touch()
+    (tmp_path / "hosts.seen").write_text(
+        "".join(f"id{n} 10.0.0.{n}:6379@16379,{NAMES[n]} master - 0 1 {n} connected 0-5\r\n" for n in range(5))
+        + f"id5 10.0.0.5:6379@16379,{NAMES[5]} myself,slave id2 0 1 5 connected\r\n"
+        + "# Replication\r\nrole:slave\r\nmaster_host:10.0.0.77\r\nmaster_link_status:down\r\n"
+    )
+    environment = {
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        "HOSTS": str(tmp_path / "hosts"),
+        "PEERS": " ".join(NAMES),
+        "SELF": NAMES[5],
+        "SELF_ADDRESS": "10.0.0.5",
+    }
+
+    with subprocess.Popen([SCRIPTS / "heal.sh"], env=environment) as healing:
+        seconds_until((tmp_path / "hosts.told").exists, 10)
+        healing.kill()
+
+    assert (tmp_path / "hosts.told").read_text().splitlines()[0] == "-h 10.0.0.5 -p 6379 CLUSTER REPLICATE id2"

@@ -5,6 +5,8 @@
 #   name, asked whether it is the one, and met (CLUSTER MEET).
 # * A node whose place was taken under a new id leaves a dead entry with its name behind: it is forgotten.
 # * A primary without slots among primaries with slots is of no use: it becomes a replica.
+# * A replica that heard of its primary's new address from others keeps asking the old one, for ever: it is told to follow
+#   the same primary once more.
 #
 # It looks once a second and never trusts a single look: what Redis says in the first 2 s after a start is not so.
 
@@ -17,16 +19,25 @@ useless_looks=0
 
 main() {
     while :; do
-        nodes=$(ask_self CLUSTER NODES || true)
+        seen=$(look | tr -d '\r')
         if is_whole; then
             useless_looks=0
-        elif is_member; then
-            meet_lost
-            forget_ghosts
-            follow_somebody
+        else
+            nodes=$(printf '%s\n' "$seen" | awk 'NF >= 8')
+            if is_member; then
+                meet_lost
+                forget_ghosts
+                follow_somebody
+                follow_to_new_address
+            fi
         fi
         sleep 1
     done
+}
+
+# Lines of CLUSTER NODES, of eight words or more, and lines of INFO, of less.
+look() {
+    printf 'CLUSTER NODES\nINFO replication\n' | timeout 2 redis-cli -h "$SELF_ADDRESS" -p "$PORT" 2>/dev/null || true
 }
 
 ask_self() { ask "$SELF_ADDRESS" "$@"; }
@@ -34,14 +45,15 @@ ask_self() { ask "$SELF_ADDRESS" "$@"; }
 # As nearly always: everybody is there, linked and once, and this node has a part in it.  One process, not twenty: all the
 # nodes of a small machine look once a second.
 is_whole() {
-    printf '%s\n' "$nodes" | awk -v peers="$PEERS" '
-        { split($2, part, ",") }
-        $8 == "connected" && $3 !~ /fail|noaddr|handshake/ { linked[part[2]] = 1 }
+    printf '%s\n' "$seen" | awk -v peers="$PEERS" '
+        NF >= 8 { known++; split($2, part, ",") }
+        NF >= 8 && $8 == "connected" && $3 !~ /fail|noaddr|handshake/ { linked[part[2]] = 1 }
         $3 ~ /myself,master/ && NF == 8 { useless = 1 }
+        $1 == "master_link_status:down" { cut = 1 }
         END {
             count = split(peers, name, " ")
             for (i = 1; i <= count; i++) missing += !linked[name[i]]
-            exit missing || useless || NR != count
+            exit missing || useless || cut || known != count
         }'
 }
 
@@ -93,6 +105,16 @@ follow_somebody() {
         say "following $primary: $(ask_self CLUSTER REPLICATE "$primary")"
         useless_looks=0
     fi
+}
+
+follow_to_new_address() {
+    primary=$(printf '%s\n' "$seen" | awk '
+        NF >= 8 && $3 ~ /myself,slave/ { primary = $4 }
+        NF >= 8 && $3 !~ /fail|noaddr|handshake/ { split($2, part, ":"); address[$1] = part[1] }
+        /^master_host:/ { asked = substr($1, 13) }
+        $1 == "master_link_status:down" { cut = 1 }
+        END { if (cut && address[primary] != "" && asked != address[primary]) print primary }')
+    [ -z "$primary" ] || say "following $primary to its new address: $(ask_self CLUSTER REPLICATE "$primary")"
 }
 
 main

@@ -33,10 +33,21 @@ def spare_garbage_collection() -> None:
 def crash_on_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """Handle the loop's exceptions by ending the process: memory that a bug went through is not to be trusted."""
     error = context.get("exception")
+    if isinstance(error, OSError) and _is_left_over(context):
+        logger.warning("nobody waited any more", why=repr(error))
+        return
     if isinstance(error, Exception):
         logger.critical("crash", why=context["message"], exc_info=error)
         os._exit(CRASHED)
     loop.default_exception_handler(context)
+
+
+def _is_left_over(context: dict[str, Any]) -> bool:
+    """Tell whether a plain future is meant: uvloop looks a name up to the end, also for who has given up meanwhile.
+
+    Without DNS that is every attempt to connect that ends with a time-out.
+    """
+    return "future" in context and not isinstance(context["future"], asyncio.Task)
 
 
 def _report(task: asyncio.Task[None]) -> None:

@@ -208,12 +208,12 @@ def _say(word: str) -> None:
 
 
 async def _main(url: str, seed: str, load: Load, path: Path) -> None:
-    place, random = urlsplit(url), Random(seed)
+    place, random, now = urlsplit(url), Random(seed), time.time_ns()
     wire = Wire(place.hostname or "", place.port or 80)
     # Keys are new in every run, also of the same seed: their results are kept for a day.
-    clients = Clients(wire, Random(f"{seed} {time.time_ns()}"), load)
+    clients = Clients(wire, Random(f"{seed} {now}"), load)
     town = await clients.make_town(schedule.orders_ahead(load.rate))
-    plan = schedule.plan(town, random, load)
+    plan = [replace(call, key=call.key and f"{call.key}-{now:x}") for call in schedule.plan(town, random, load)]
     _say("ready")
     await _told("go")
     start, enough = time.monotonic(), asyncio.create_task(_answer_until_enough(clients))

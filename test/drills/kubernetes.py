@@ -82,8 +82,12 @@ def delete_everything(scene: Scene) -> None:
 
 
 def cut_node_off(scene: Scene) -> None:
-    """Take the network from a node that is not the first, and give it back."""
-    number = scene.random.choice(_numbers())
+    """Take the network from a node that is not the first, and give it back.
+
+    Not from the one that has the cluster's DNS, where that is a single pod: nobody would find anybody, wherever he is.
+    """
+    names = {pod.node for pod in pods("-n", "kube-system", "-l", "k8s-app=kube-dns")}
+    number = scene.random.choice([each for each in _numbers() if names != {f"node{each}"}])
     _cut(number, "down")
     scene.note(f"node{number} is cut off")
     time.sleep(CUT_S)

@@ -30,10 +30,18 @@ def system(monkeypatch: pytest.MonkeyPatch) -> Iterator[System]:
     monkeypatch.setattr(supervision, "programs", stubborn)
     system = System(replace(PROFILES["test"], name=f"unit-{os.getpid()}"))
     system.supervision.launch()
+    wait_until_stubborn(system)
     try:
         yield system
     finally:
         system.down(wipe=True)
+
+
+def wait_until_stubborn(system: System) -> None:
+    """Wait for the shell's first `sleep`: a shell that is told to end before it has read its `trap` obeys."""
+    supervisord = psutil.Process(system.supervision.pid())
+    while "sleep" not in {process.name() for process in supervisord.children(recursive=True)}:
+        time.sleep(0.01)
 
 
 def test_down_beside_another_down_returns_when_everything_is_gone(system: System) -> None:

@@ -10,7 +10,7 @@ LOCK := .venv/bin/uv pip compile pyproject.toml --quiet --universal --python-ver
 	--no-emit-index-url --no-header --no-annotate
 
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap up down status audit test test-simulation test-system check unit simulate planted drills overload soak bench images manifests lock
+.PHONY: help bootstrap up down status audit test test-computed test-integration test-e2e check unit simulate planted drills overload soak bench images manifests lock
 
 help: ## Print this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,15 +31,21 @@ audit: bootstrap ## Join orders, charges and deductions one by one, print every 
 	@$(PYTHON) -m audit $(PROFILE) $(if $(JSON),--json)
 
 test: check ## Prove it all: check, unit, simulation, integration, drills, end-to-end; on ports of its own
-	@$(PYTHON) -m pytest test/unit -n 2 --durations=5 --cov --cov-report=
-	@$(PYTHON) -m coverage report --include=$(PURE) --fail-under=100
-	@$(MAKE) --no-print-directory --output-sync=line -j 2 test-simulation test-system
+	@$(MAKE) --no-print-directory --output-sync=line -j 3 test-computed test-integration test-e2e
 
-test-simulation:
+# What computes, and beside it, on a profile each, what waits.
+test-computed: export COVERAGE_FILE = .coverage.computed
+test-computed:
+	@$(PYTHON) -m pytest test/unit --durations=5 --cov --cov-report=
+	@$(PYTHON) -m coverage report --include=$(PURE) --fail-under=100
 	@$(PYTHON) -m pytest test/simulation
 
-test-system:
-	@$(PYTHON) -m pytest --ignore=test/unit --ignore=test/simulation --durations=10 --cov --cov-append --cov-report=term
+test-integration:
+	@$(PYTHON) -m pytest test/integration --durations=10 --cov --cov-report=term
+
+test-e2e: export TEST_PROFILE = test-e2e
+test-e2e:
+	@$(PYTHON) -m pytest test/drills test/e2e --durations=10
 
 check: bootstrap ## Format, lint, types, imports; scripts, images and manifests (CRDS=folder of Strimzi's definitions)
 	@.venv/bin/ruff format --check

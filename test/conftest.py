@@ -18,7 +18,7 @@ from local.profiles import REPOSITORY
 from local.system import System
 
 PROFILE = os.environ.get("TEST_PROFILE", "test")
-"""Two runs at a time need two: there is `test-e2e` as well."""
+"""Two runs at a time need two: `make test` has one of `test` and one of `test-e2e`."""
 ASYNC_TEST_TIMEOUT_S = 120
 ORDER = ("unit", "simulation", "integration", "drills", "e2e")
 """What is quick and precise runs first; integration before e2e, whose restarts leave a longer log."""

@@ -7,6 +7,8 @@
 # * A primary without slots among primaries with slots is of no use: it becomes a replica.
 # * A replica that heard of its primary's new address from others keeps asking the old one, for ever: it is told to follow
 #   the same primary once more.
+# * Primaries that failovers have gathered on one machine would be lost together, and less than half could not replace them: a
+#   replica elsewhere takes over from one of them.
 #
 # It looks once a second and never trusts a single look: what Redis says in the first 2 s after a start is not so.
 
@@ -15,14 +17,21 @@ trap "exit 1" TERM # the first process of a container does not end of it by itse
 . "$(dirname "$0")/cluster.sh"
 
 USELESS_LOOKS_MAX=8
+SPREAD_LOOKS=${SPREAD_LOOKS:-30}
 useless_looks=0
+whole_looks=0
 
 main() {
     while :; do
         seen=$(look | tr -d '\r')
         if is_whole; then
             useless_looks=0
+            if [ "$((whole_looks += 1))" -ge "$SPREAD_LOOKS" ]; then
+                whole_looks=0
+                take_over_if_gathered
+            fi
         else
+            whole_looks=0
             nodes=$(printf '%s\n' "$seen" | awk 'NF >= 8')
             if is_member; then
                 meet_lost
@@ -115,6 +124,19 @@ follow_to_new_address() {
         $1 == "master_link_status:down" { cut = 1 }
         END { if (cut && address[primary] != "" && asked != address[primary]) print primary }')
     [ -z "$primary" ] || say "following $primary to its new address: $(ask_self CLUSTER REPLICATE "$primary")"
+}
+
+take_over_if_gathered() {
+    printf '%s\n' "$seen" | grep -q myself,slave || return 0
+    places=$(for name in $PEERS; do echo "place $name $(ask_name "$name" CONFIG GET syslog-ident | tail -n 1)"; done)
+    if printf '%s\n' "$places" "$seen" | awk '
+        $1 == "place" { place[$2] = $3 }
+        NF >= 8 { split($2, part, ","); at[$1] = place[part[2]] }
+        NF > 8 && $3 ~ /master/ { count[at[$1]]++ }
+        NF >= 8 && $3 ~ /myself,slave/ { here = at[$1]; primary = $4 }
+        END { there = at[primary]; exit !(here != "" && there != "" && count[here] + 1 < count[there]) }'; then
+        say "taking over, too many primaries are on one machine: $(ask_self CLUSTER FAILOVER)"
+    fi
 }
 
 main

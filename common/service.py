@@ -33,7 +33,7 @@ from common.snapshotter import Snapshotter
 from common.stand_aside import own_within_reach
 from common.store import Store, StoreFailed
 from common.tasks import crash_on_error, spare_garbage_collection, spawn
-from common.watchdog import LoopWatch
+from common.watchdog import LoopWatch, Work
 
 NICE = 10
 """A snapshotter takes only the time of processors that nobody else wants."""
@@ -118,8 +118,7 @@ async def _process(machine: Machine, settings: config.Settings) -> None:
     processor = Processor(machine, settings.topology, world)
     membership = Membership(settings, machine.service, processor.assign)
     telemetry.serve(settings.bind, lambda: loop_watch.is_answering and membership.is_member and processor.is_ready)
-    await wait_for_log(settings)
-    taking_part = spawn(own_within_reach(membership, processor, world.store))
+    taking_part = spawn(_after_log(settings, lambda: own_within_reach(membership, processor, world.store)))
     spare_garbage_collection()
     await told_to_stop.wait()
     logger.info("stopping")
@@ -133,13 +132,18 @@ async def _take_snapshots(machine: Machine, settings: config.Settings) -> None:
     loop_watch, told_to_stop = _begin()
     snapshotter = Snapshotter(machine, settings.topology, _world(machine, settings), settings.snapshot_records)
     telemetry.serve(settings.bind, lambda: loop_watch.is_answering and snapshotter.is_ready)
-    await wait_for_log(settings)
     # Garbage is collected as Python does: clients that read a snapshot back end as cycles, with megabytes in them.
-    working = spawn(snapshotter.run())
+    working = spawn(_after_log(settings, snapshotter.run))
     await told_to_stop.wait()
     logger.info("stopping")
     working.cancel()
     await asyncio.gather(working, return_exceptions=True)
+
+
+async def _after_log(settings: config.Settings, work: Work) -> None:
+    """Do the work as soon as the log can be reached.  Whoever waits for it can be told to stop."""
+    await wait_for_log(settings)
+    await work()
 
 
 def _begin() -> tuple[LoopWatch, asyncio.Event]:

@@ -57,6 +57,6 @@ def _report(task: asyncio.Task[None]) -> None:
         error = None if task.cancelling() else RuntimeError("ended by a CancelledError that is not ours")
     else:
         error = task.exception()
-    if error is not None:
+    if isinstance(error, Exception):  # SystemExit has ended the loop, and says itself why
         context = {"message": f"{task.get_name()} failed", "exception": error, "task": task}
         task.get_loop().call_exception_handler(context)

@@ -11,6 +11,7 @@ import pytest
 import uvloop
 
 from common import tasks
+from common.config import ConfigError
 
 
 @pytest.fixture
@@ -54,3 +55,18 @@ async def test_what_a_task_raises_ends_the_process(ends: list[int]) -> None:
     await asyncio.sleep(0)
 
     assert ends == [tasks.CRASHED]
+
+
+def test_a_wrong_configuration_that_a_task_finds_ends_the_loop_and_is_told_to_nobody_else() -> None:
+    told: list[object] = []
+
+    async def find_out() -> None:
+        raise ConfigError("CHECKOUT_ORDER_PARTITIONS is 3")
+
+    async def wait() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+        await tasks.spawn(find_out())
+
+    with pytest.raises(ConfigError):
+        uvloop.run(wait())
+    assert told == []

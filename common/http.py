@@ -24,7 +24,7 @@ from common.config import Settings
 from common.decision import Entity, Machine
 from common.messages import Done, Message, Outcome, Reason, Refused
 from common.tasks import spare_garbage_collection
-from common.web import OutcomeUnknown, TooBusy, Web
+from common.web import Listener, OutcomeUnknown, TooBusy, Web
 
 ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 NUMBER = re.compile(r"[0-9]{1,15}")
@@ -109,17 +109,21 @@ def ask(entity: str, command: Message, *, is_batch_init: bool = False) -> Done:
     asker = web.asker(f"{entity}/{key}", int.from_bytes(call, "big"), is_client_key=is_client_key)
     settings: Settings = current_app.extensions["settings"]
     patience_ms = settings.batch_init_patience_ms if is_batch_init else settings.patience_ms
-    return _done(web.ask(entity, asker, command, _left_of(patience_ms), _has_hung_up(request.environ)))
+    return _done(web.ask(entity, asker, command, _listener(patience_ms)))
 
 
 def find(kind: type[E], found_id: str, name: str) -> E:
     """Return the entity as it is now, or raise the Problem that says that there is none."""
     web: Web = current_app.extensions["web"]
     settings: Settings = current_app.extensions["settings"]
-    entity = web.find(kind, entity_id(found_id), _left_of(settings.patience_ms), _has_hung_up(request.environ))
+    entity = web.find(kind, entity_id(found_id), _listener(settings.patience_ms))
     if entity is None:
         raise Problem(404, "not found", f"there is no {name} {found_id}")
     return entity
+
+
+def _listener(patience_ms: int) -> Listener:
+    return Listener(_left_of(patience_ms), _has_hung_up(request.environ))
 
 
 def _left_of(patience_ms: int) -> int:

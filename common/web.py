@@ -15,6 +15,7 @@ from functools import partial
 from typing import TypeVar
 from uuid import uuid4
 
+import msgspec
 import structlog
 import uvloop
 
@@ -58,6 +59,13 @@ class TooBusy(Exception):
     """Too many requests are waiting; this one was not even tried."""
 
 
+class Listener(msgspec.Struct, frozen=True):
+    """Whoever waits for an answer: how long at most, and what says whether they have hung up."""
+
+    patience_ms: int
+    is_gone: Callable[[], bool]
+
+
 class Web:
     """What routes need: `ask` and `find`, for any thread."""
 
@@ -86,27 +94,25 @@ class Web:
         self._loop.call_soon_threadsafe(self._serving.cancel)
         self._thread.join(STOP_TIMEOUT_S)
 
-    def ask(
-        self, entity_id: str, asker: Asker, command: Message, patience_ms: int, is_gone: Callable[[], bool]
-    ) -> Outcome:
-        """Return the command's outcome; raise OutcomeUnknown when patience is over, or whoever asked `is_gone`."""
+    def ask(self, entity_id: str, asker: Asker, command: Message, listener: Listener) -> Outcome:
+        """Return the command's outcome; raise OutcomeUnknown when nobody waits for it any more."""
         partition = partition_of(self._service, entity_id, self._settings.topology)
         box: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         tell = box.put
         try:
-            return self._wait(box, lambda: self._requests.ask(partition, asker, command, tell), patience_ms, is_gone)
+            return self._wait(box, lambda: self._requests.ask(partition, asker, command, tell), listener)
         except OutcomeUnknown:
             self._call(lambda: self._requests.forget(asker, tell))
             raise
 
-    def find(self, kind: type[E], entity_id: str, patience_ms: int, is_gone: Callable[[], bool]) -> E | None:
+    def find(self, kind: type[E], entity_id: str, listener: Listener) -> E | None:
         """Return the entity as it is after everything that anybody was told before this call; waits as `ask` does."""
         partition = partition_of(self._service, entity_id, self._settings.topology)
         box: queue.SimpleQueue[Entity | None] = queue.SimpleQueue()
         give = box.put
         try:
             read = partial(self._requests.read, partition, key(kind, entity_id), give)
-            entity = self._wait(box, read, patience_ms, is_gone)
+            entity = self._wait(box, read, listener)
         except OutcomeUnknown:
             self._call(lambda: self._requests.forget_read(partition, give))
             raise
@@ -133,14 +139,12 @@ class Web:
 
     # --- threads
 
-    def _wait(
-        self, box: queue.SimpleQueue[T], call: Callable[[], None], patience_ms: int, is_gone: Callable[[], bool]
-    ) -> T:
+    def _wait(self, box: queue.SimpleQueue[T], call: Callable[[], None], listener: Listener) -> T:
         if not self._seats.acquire(blocking=False):
             raise TooBusy
         self._call(call)
         try:
-            return taken(box, patience_ms / 1000, is_gone)
+            return taken(box, listener)
         finally:
             self._seats.release()
 
@@ -188,13 +192,13 @@ class Web:
         return {**takers, **watchers, "sweep": self._requests.sweep}
 
 
-def taken(box: queue.SimpleQueue[T], patience_s: float, is_gone: Callable[[], bool]) -> T:
+def taken(box: queue.SimpleQueue[T], listener: Listener) -> T:
     """Return what comes into the box; raise OutcomeUnknown when patience is over, or nobody listens any more."""
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + listener.patience_ms / 1000
     while True:
         left_s = max(deadline - time.monotonic(), 0.0)
         try:
             return box.get(timeout=min(left_s, LISTENS_S))
         except queue.Empty:
-            if left_s <= LISTENS_S or is_gone():
+            if left_s <= LISTENS_S or listener.is_gone():
                 raise OutcomeUnknown from None

@@ -18,7 +18,7 @@ from common import config, web
 from common.decision import Entity
 from common.http import STATUS, make_app
 from common.messages import AMOUNT_MAX, Asker, Done, Message, Outcome, Reason, Refused, partition_of
-from common.web import OutcomeUnknown, TooBusy, Web, taken
+from common.web import Listener, OutcomeUnknown, TooBusy, Web, taken
 from order.domain import AddItem, CheckOut, CreateOrder, InitOrders, Order
 from order.routes import routes as order_routes
 from payment.domain import Account, AddFunds, CreateUser, InitUsers, Pay
@@ -48,24 +48,20 @@ class FakeWeb:
         self.entities: dict[str, Entity] = {}
         self.is_ready = True
         self.seems_cut_off = False
-        self.patience_ms = 0
-        self.is_gone: Callable[[], bool] = lambda: False
+        self.listener = Listener(0, lambda: False)
 
     def asker(self, request_id: str, fingerprint: int, *, is_client_key: bool) -> Asker:
         return Asker(request_id, fingerprint, "web-1", is_client_key)
 
-    def ask(
-        self, entity_id: str, asker: Asker, command: Message, patience_ms: int, is_gone: Callable[[], bool]
-    ) -> Done | Refused:
-        self.asked.append(Asked(entity_id, asker, command, patience_ms))
-        self.is_gone = is_gone
+    def ask(self, entity_id: str, asker: Asker, command: Message, listener: Listener) -> Done | Refused:
+        self.asked.append(Asked(entity_id, asker, command, listener.patience_ms))
+        self.listener = listener
         if isinstance(self.outcome, Exception):
             raise self.outcome
         return self.outcome
 
-    def find(self, kind: type[Entity], entity_id: str, patience_ms: int, is_gone: Callable[[], bool]) -> Entity | None:
-        self.patience_ms = patience_ms
-        self.is_gone = is_gone
+    def find(self, kind: type[Entity], entity_id: str, listener: Listener) -> Entity | None:
+        self.listener = listener
         if isinstance(self.outcome, Exception):
             raise self.outcome
         entity = self.entities.get(entity_id)
@@ -708,7 +704,7 @@ def test_what_a_request_has_waited_in_the_gateway_it_does_not_wait_again(
 def test_a_read_waits_no_longer_either(order: Service) -> None:
     order.get("/find/o1", X_Arrived_At=str(int(time.time() * 1000) - 5_000))
 
-    assert SETTINGS.patience_ms - 10_000 < order.web.patience_ms <= SETTINGS.patience_ms - 5_000
+    assert SETTINGS.patience_ms - 10_000 < order.web.listener.patience_ms <= SETTINGS.patience_ms - 5_000
 
 
 IN_AN_HOUR = str(int(time.time() * 1000) + 3_600_000)
@@ -822,36 +818,36 @@ def test_who_has_hung_up_is_gone_and_who_waits_or_asks_more_is_not(stock: Servic
     ours, theirs = socket.socketpair()
     with ours:
         stock.client.get("/find/7", environ_overrides={"gunicorn.socket": ours})
-        assert not stock.web.is_gone()
+        assert not stock.web.listener.is_gone()
         theirs.send(b"GET /find/8")
-        assert not stock.web.is_gone()
+        assert not stock.web.listener.is_gone()
         assert ours.recv(100) == b"GET /find/8"
         theirs.close()
-        assert stock.web.is_gone()
+        assert stock.web.listener.is_gone()
 
 
 def test_who_breaks_off_is_gone(stock: Service) -> None:
     ours, theirs = socket.socketpair()
     stock.client.get("/find/7", environ_overrides={"gunicorn.socket": ours})
     ours.close()
-    assert stock.web.is_gone()
+    assert stock.web.listener.is_gone()
     theirs.close()
 
 
 def test_without_a_connection_nobody_is_gone(order: Service) -> None:
     order.post("/checkout/o1")
-    assert not order.web.is_gone()
+    assert not order.web.listener.is_gone()
 
 
 def test_a_place_is_free_again_when_nobody_listens() -> None:
     box: queue.SimpleQueue[int] = queue.SimpleQueue()
     with pytest.raises(OutcomeUnknown):
-        taken(box, 3600.0, lambda: True)
+        taken(box, Listener(3_600_000, lambda: True))
 
 
 def test_who_listens_waits_until_patience_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(web, "LISTENS_S", 0.01)
     asked = []
     with pytest.raises(OutcomeUnknown):
-        taken(queue.SimpleQueue(), 0.05, lambda: asked.append(1) is not None)
+        taken(queue.SimpleQueue(), Listener(50, lambda: asked.append(1) is not None))
     assert asked

@@ -30,7 +30,8 @@ KAFKA = "kafka"
 """The brokers' namespace."""
 COMMAND_TIMEOUT_S = 60
 WELL_TIMEOUT_S = 300.0
-POLL_S = 1.0
+POLL_S = 3.0
+"""Every look starts a dozen processes in the cluster."""
 AUDIT_TIMEOUT_S = 600
 APPLICATION = "app.kubernetes.io/name"
 KINDS = ("deployments", "statefulsets")

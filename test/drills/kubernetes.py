@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from drills.cluster import KAFKA, Cluster, Pod, kubectl, pods
 from drills.fault import Fault, Inject, within
-from drills.requirement import CLIENTS_ASK_AGAIN, NOTHING_FAILS
+from drills.requirement import CLIENTS_ASK_AGAIN, NOTHING_FAILS, Requirement
 from drills.scene import Scene
 from msgspec.structs import replace
 
@@ -163,93 +163,75 @@ def _cut(number: int, state: str) -> None:
 # --- what is required
 
 
+def _row(name: str, what: str, inject: Inject, requirement: Requirement, load_s_max: float = 180.0) -> Fault:
+    return Fault(name=f"k8s-{name}", what=what, inject=inject, requirement=requirement, load_s_max=load_s_max)
+
+
 def _of_each_service(service: str) -> Iterator[Fault]:
-    yield Fault(
-        name=f"k8s-web-{service}",
-        what=f"a {service} web pod: kubectl delete --force",
-        inject=delete_one(service, "web"),
-        requirement=within(2.0 + POD_START_S),
-        load_s_max=180.0,
+    yield _row(
+        f"web-{service}",
+        f"a {service} web pod: kubectl delete --force",
+        delete_one(service, "web"),
+        within(2.0 + POD_START_S),
     )
-    yield Fault(
-        name=f"k8s-processor-{service}",
-        what=f"a {service} processor pod: kubectl delete --force",
-        inject=delete_one(service, "processor"),
-        requirement=within(3.5 + POD_START_S),
-        load_s_max=180.0,
+    yield _row(
+        f"processor-{service}",
+        f"a {service} processor pod: kubectl delete --force",
+        delete_one(service, "processor"),
+        within(3.5 + POD_START_S),
     )
-    yield Fault(
-        name=f"k8s-rolling-{service}",
-        what=f"all pods of {service} replaced: kubectl rollout restart",
-        inject=roll_service(service),
-        requirement=replace(NOTHING_FAILS, well_s_max=120.0),
-        load_s_max=600.0,
+    yield _row(
+        f"rolling-{service}",
+        f"all pods of {service} replaced: kubectl rollout restart",
+        roll_service(service),
+        replace(NOTHING_FAILS, well_s_max=120.0),
+        600.0,
     )
 
 
 FAULTS: tuple[Fault, ...] = (
     *(fault for service in SERVICES for fault in _of_each_service(service)),
-    Fault(
-        name="k8s-redis",
-        what="a Redis primary's pod: kubectl delete --force",
-        inject=delete_redis,
-        requirement=within(4.0 + POD_START_S),
-        load_s_max=180.0,
+    _row("redis", "a Redis primary's pod: kubectl delete --force", delete_redis, within(4.0 + POD_START_S)),
+    _row(
+        "broker",
+        "the pod of a broker that leads a partition: kubectl delete --force",
+        delete_broker,
+        within(4.5 + POD_START_S),
     ),
-    Fault(
-        name="k8s-broker",
-        what="the pod of a broker that leads a partition: kubectl delete --force",
-        inject=delete_broker,
-        requirement=within(4.5 + POD_START_S),
-        load_s_max=180.0,
+    _row("gateway", "a gateway pod: kubectl delete --force", delete_gateway, NOTHING_FAILS),
+    _row(
+        "three",
+        "stock web, a Redis primary and a broker at once: kubectl delete --force",
+        delete_three,
+        within(30.0),
     ),
-    Fault(
-        name="k8s-gateway",
-        what="a gateway pod: kubectl delete --force",
-        inject=delete_gateway,
-        requirement=NOTHING_FAILS,
-        load_s_max=180.0,
+    _row(
+        "everything",
+        "all pods at once: kubectl delete --all --force",
+        delete_everything,
+        replace(CLIENTS_ASK_AGAIN, well_s_max=240.0),
+        300.0,
     ),
-    Fault(
-        name="k8s-three",
-        what="stock web, a Redis primary and a broker at once: kubectl delete --force",
-        inject=delete_three,
-        requirement=replace(NOTHING_FAILS, failures=frozenset({"503"}), is_503_late=True, gap_s_max=30.0),
-        load_s_max=180.0,
+    _row("node-cut", "a node cut off for 60 s", cut_node_off, replace(CLIENTS_ASK_AGAIN, well_s_max=240.0), 400.0),
+    _row(
+        "node-drained",
+        "a node drained, and allowed again",
+        drain_node,
+        replace(CLIENTS_ASK_AGAIN, well_s_max=240.0),
+        600.0,
     ),
-    Fault(
-        name="k8s-everything",
-        what="all pods at once: kubectl delete --all --force",
-        inject=delete_everything,
-        requirement=replace(CLIENTS_ASK_AGAIN, well_s_max=240.0),
-        load_s_max=300.0,
+    _row(
+        "rolling-gateway",
+        "the gateways replaced: kubectl rollout restart",
+        roll_gateway,
+        replace(NOTHING_FAILS, well_s_max=120.0),
+        300.0,
     ),
-    Fault(
-        name="k8s-node-cut",
-        what="a node cut off for 60 s",
-        inject=cut_node_off,
-        requirement=replace(CLIENTS_ASK_AGAIN, well_s_max=240.0),
-        load_s_max=400.0,
-    ),
-    Fault(
-        name="k8s-node-drained",
-        what="a node drained, and allowed again",
-        inject=drain_node,
-        requirement=replace(CLIENTS_ASK_AGAIN, well_s_max=240.0),
-        load_s_max=600.0,
-    ),
-    Fault(
-        name="k8s-rolling-gateway",
-        what="the gateways replaced: kubectl rollout restart",
-        inject=roll_gateway,
-        requirement=replace(NOTHING_FAILS, well_s_max=120.0),
-        load_s_max=300.0,
-    ),
-    Fault(
-        name="k8s-rolling-redis",
-        what="all nodes of a Redis Cluster replaced: kubectl rollout restart",
-        inject=roll_redis,
-        requirement=replace(NOTHING_FAILS, well_s_max=120.0),
-        load_s_max=600.0,
+    _row(
+        "rolling-redis",
+        "all nodes of a Redis Cluster replaced: kubectl rollout restart",
+        roll_redis,
+        replace(NOTHING_FAILS, well_s_max=120.0),
+        600.0,
     ),
 )

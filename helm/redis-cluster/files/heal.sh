@@ -10,14 +10,15 @@
 # * Primaries that failovers have gathered on one machine would be lost together, and less than half could not replace them: a
 #   replica elsewhere takes over from one of them.
 #
-# It looks once a second and never trusts a single look: what Redis says in the first 2 s after a start is not so.
+# It looks once a second, every 3 s while all is whole, and never trusts a single look: what Redis says in the first 2 s after
+# a start is not so.
 
 set -eu
 trap "exit 1" TERM # the first process of a container does not end of it by itself
 . "$(dirname "$0")/cluster.sh"
 
 USELESS_LOOKS_MAX=8
-SPREAD_LOOKS=${SPREAD_LOOKS:-30}
+SPREAD_LOOKS=${SPREAD_LOOKS:-10}
 useless_looks=0
 whole_looks=0
 
@@ -30,6 +31,7 @@ main() {
                 whole_looks=0
                 take_over_if_gathered
             fi
+            sleep 3
         else
             whole_looks=0
             nodes=$(printf '%s\n' "$seen" | awk 'NF >= 8')
@@ -39,8 +41,8 @@ main() {
                 follow_somebody
                 follow_to_new_address
             fi
+            sleep 1
         fi
-        sleep 1
     done
 }
 

@@ -32,7 +32,7 @@ from msgspec.structs import replace
 
 ASK_AGAIN_S = 0.2
 """After what did not say how long to wait.  Who does not heed Retry-After is one more fault: a storm."""
-OUTAGE_MAX_S = 90.0
+OUTAGE_MAX_S = 240.0
 """Who has a key gives up after that."""
 LATELY_S = 2.0
 

@@ -235,6 +235,7 @@ def _connect(settings: Settings, timeout_s: float) -> RedisCluster:
         startup_nodes=[ClusterNode(host, port) for host, port in settings.redis_nodes],
         password=settings.redis_password or None,
         require_full_coverage=False,
+        dynamic_startup_nodes=False,  # all nodes may have new addresses: ask by the names that we were given
         reinitialize_steps=0,  # after MOVED, patch the slot: anything else asks the old node 16 times over
         retry=Retry(ConstantBackoff(0.05), 1),
         socket_timeout=timeout_s,

@@ -3,12 +3,18 @@
 import os
 import re
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from integration.probe import until
+
+from common import store
+from common.config import Settings
+from common.store import Store, StoreFailed
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "helm" / "redis-cluster" / "files"
 PORT = "17379"
@@ -60,6 +66,11 @@ class Pods:
         process = subprocess.Popen([SCRIPTS / "heal.sh"], env=self._environment(name) | settings)
         self._processes[name].append(process)
         return process
+
+    def getaddrinfo(self, name: str, port: int, *_: object, **__: object) -> list[tuple[object, ...]]:
+        """Look a pod up as `socket.getaddrinfo` does; addresses are found as well."""
+        address = self._addresses.get(name, name)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (address, port))]
 
     def kill_all(self) -> None:
         self.kill(*self._processes)
@@ -190,6 +201,32 @@ def test_all_that_come_back_with_new_addresses_at_once_find_each_other(whole: Po
     whole.start(*NAMES)
 
     assert seconds_until(whole.is_whole, 15) < 15
+
+
+async def test_a_client_that_knows_the_names_finds_all_at_their_new_addresses(
+    whole: Pods, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a rolling restart: a process was told nothing of a replica's new address while it needed none."""
+    monkeypatch.setattr(store, "REPLACE_S", 3600.0)  # a new client would know no more, but the names
+    monkeypatch.setattr(socket, "getaddrinfo", whole.getaddrinfo)
+    nodes = ",".join(f"{name}:{PORT}" for name in NAMES)
+    client = Store(Settings(kafka="nobody:1", redis=nodes, redis_password=PASSWORD))
+    assert await client.read("stock-0", []) == (0, [])
+    whole.kill_all()
+    whole.start(*NAMES)
+    seconds_until(whole.is_whole, 15)
+
+    await until(lambda: answers(client), "the client has found them")
+
+    await client.close()
+
+
+async def answers(client: Store) -> bool:
+    try:
+        await client.read("stock-0", [])
+    except StoreFailed:
+        return False
+    return True
 
 
 def test_two_never_run_on_the_same_files(whole: Pods) -> None:

@@ -37,6 +37,8 @@ INIT_MAX = 1_000_000
 RETRY_AFTER_S = "2"
 READY_SERVERS_HEADER = "X-Ready-Servers"
 """Set by the gateway when it asks for health: how many servers of this service are ready."""
+SERVER_STATE_HEADER = "X-Haproxy-Server-State"
+"""Set by the gateway when it asks for health: begins with UP while this process is one of those."""
 
 STATUS = {
     Reason.NOT_FOUND: 404,
@@ -207,11 +209,20 @@ def live() -> Response:
 def ready() -> Response:
     """Say whether requests can be served; 500 when others can serve those that are waiting here, too."""
     web: Web = current_app.extensions["web"]
+    is_asked_by_gateway = READY_SERVERS_HEADER in request.headers
+    if is_asked_by_gateway:
+        web.others.note(are_ready=_are_others_ready())
     if web.is_ready:
         return text("ready\n")
-    if web.seems_cut_off and request.headers.get(READY_SERVERS_HEADER, "0") != "0":
+    if web.is_cut_off and is_asked_by_gateway:
         raise Problem(500, "cut off", "the log or the store is out of reach for this process, and not for others")
     raise Problem(503, "not ready", "the log or the store is out of reach, or this process is stopping")
+
+
+def _are_others_ready() -> bool:
+    """Say whether the gateway counts any others.  It counts this process as well, until it believes what this says."""
+    is_counted = request.headers.get(SERVER_STATE_HEADER, "").startswith("UP")
+    return request.headers[READY_SERVERS_HEADER] != "0" and not is_counted
 
 
 @operations.get("/openapi.json")

@@ -30,13 +30,13 @@ from common.tasks import crash_on_error, spawn
 from common.watchdog import LoopWatch, Work, nurse
 from common.worker import draining
 
-UNHEARD_READY_S = 3.0
+UNHEARD_READY_S = 2.0
 """How long a partition's log and replies may be silent before this process says that it is not ready.
 
 Then the gateway prefers others.  Where none is ready, it sends requests here all the same, and they wait."""
-CUT_OFF_S = 4.5
-"""How long, before this process would rather have others take its requests, if others are ready.  What is silent to all
-of them makes none of them ready by then."""
+OTHERS_READY_S = 2.0
+"""How long others have to have been ready meanwhile, without a break, before they should take its requests.  What is
+silent to all of them, a failover or an overload, makes none of them ready by then."""
 LISTENS_S = 1.0
 """How often whoever waits makes sure that somebody still listens: when the gateway asks another process, it hangs up
 here, and the place is free again."""
@@ -66,6 +66,26 @@ class Listener(msgspec.Struct, frozen=True):
     is_gone: Callable[[], bool]
 
 
+class Others:
+    """What the gateway tells of the service's other processes each time that it asks this one for its health."""
+
+    def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
+        self._now_s = now_s
+        self._since_s: float | None = None
+
+    def note(self, *, are_ready: bool) -> None:
+        """Note whether there are others that are ready."""
+        if not are_ready:
+            self._since_s = None
+        elif self._since_s is None:
+            self._since_s = self._now_s()
+
+    @property
+    def are_reliable(self) -> bool:
+        """Say whether there have been others that are ready for a while, without a break."""
+        return self._since_s is not None and self._now_s() - self._since_s > OTHERS_READY_S
+
+
 class Web:
     """What routes need: `ask` and `find`, for any thread."""
 
@@ -80,6 +100,7 @@ class Web:
         self._loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
         self._loop_watch = LoopWatch(self._loop)
         self._started = threading.Event()
+        self.others = Others()
 
     def start(self) -> None:
         """Start the background thread, and return when it can take requests."""
@@ -129,9 +150,9 @@ class Web:
         return self._silent_s < UNHEARD_READY_S and self._loop_watch.is_answering and not draining.is_set()
 
     @property
-    def seems_cut_off(self) -> bool:
-        """Say whether log or store have been silent for so long that others, if they are ready, should be asked."""
-        return self._silent_s > CUT_OFF_S and not draining.is_set()
+    def is_cut_off(self) -> bool:
+        """Say whether log or store are silent to this process, and not to others: they should take what waits here."""
+        return self._silent_s > UNHEARD_READY_S and self.others.are_reliable and not draining.is_set()
 
     @property
     def _silent_s(self) -> float:

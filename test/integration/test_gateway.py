@@ -36,6 +36,7 @@ class FakeWeb:
         self.health: int | None = 200
         self.go = asyncio.Event()
         self.ready_servers = b""
+        self.state = b""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer until the gateway hangs up."""
@@ -44,6 +45,8 @@ class FakeWeb:
             for line in head.lower().split(b"\r\n"):
                 if line.startswith(b"x-ready-servers: "):
                     self.ready_servers = line.removeprefix(b"x-ready-servers: ")
+                if line.startswith(b"x-haproxy-server-state: "):
+                    self.state = line.removeprefix(b"x-haproxy-server-state: ").split(b";")[0].split()[0]
             if self.health is None:
                 break
             if path.startswith("/held"):
@@ -166,7 +169,7 @@ async def test_who_says_that_he_alone_is_cut_off_has_his_requests_given_to_other
         await found.until(lambda served: served.keys() == {cut_off.name})
         held = asyncio.create_task(found.wire.ask("GET", "/orders/held"))
         await asyncio.sleep(NOTICED_S)
-        assert cut_off.ready_servers == b"1"
+        assert (cut_off.ready_servers, cut_off.state, other.state) == (b"1", b"up", b"nolb")
         other.health = 200
         other.go.set()
         await asyncio.sleep(NOTICED_S)
@@ -176,7 +179,7 @@ async def test_who_says_that_he_alone_is_cut_off_has_his_requests_given_to_other
 
         assert (await held).body.decode() == other.name
         await asyncio.sleep(NOTICED_S)
-        assert cut_off.ready_servers == b"1"
+        assert (cut_off.ready_servers, cut_off.state) == (b"1", b"down")
         assert await found.served_by(50) == {other.name: 50}
 
 

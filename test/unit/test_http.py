@@ -18,7 +18,7 @@ from common import config, web
 from common.decision import Entity
 from common.http import STATUS, make_app
 from common.messages import AMOUNT_MAX, Asker, Done, Message, Outcome, Reason, Refused, partition_of
-from common.web import Listener, OutcomeUnknown, TooBusy, Web, taken
+from common.web import Listener, Others, OutcomeUnknown, TooBusy, Web, taken
 from order.domain import AddItem, CheckOut, CreateOrder, InitOrders, Order
 from order.routes import routes as order_routes
 from payment.domain import Account, AddFunds, CreateUser, InitUsers, Pay
@@ -47,8 +47,13 @@ class FakeWeb:
         self.outcome: Outcome | Exception = Done("9")
         self.entities: dict[str, Entity] = {}
         self.is_ready = True
-        self.seems_cut_off = False
+        self.is_cut_off = False
+        self.noted: list[bool] = []
+        self.others = self
         self.listener = Listener(0, lambda: False)
+
+    def note(self, *, are_ready: bool) -> None:
+        self.noted.append(are_ready)
 
     def asker(self, request_id: str, fingerprint: int, *, is_client_key: bool) -> Asker:
         return Asker(request_id, fingerprint, "web-1", is_client_key)
@@ -739,22 +744,54 @@ def test_a_process_that_cannot_serve_is_not_ready(service: Service) -> None:
     assert "Retry-After" in response.headers
 
 
-@pytest.mark.parametrize(("ready_servers", "status"), [("1", 500), ("2", 500), ("0", 503), (None, 503)])
-def test_a_process_that_is_cut_off_has_its_requests_taken_away_if_others_are_ready(
-    service: Service, ready_servers: str | None, status: int
-) -> None:
+def test_a_process_that_is_cut_off_has_its_requests_taken_away_by_the_gateway_and_nobody_else(service: Service) -> None:
     service.web.is_ready = False
-    service.web.seems_cut_off = True
+    service.web.is_cut_off = True
 
-    response = service.get("/health/ready", **({"X_Ready_Servers": ready_servers} if ready_servers else {}))
-
-    assert_problem(response, status)
+    assert_problem(service.get("/health/ready", X_Ready_Servers="1"), 500)
+    assert_problem(service.get("/health/ready"), 503)
 
 
 def test_a_process_that_is_only_slow_to_hear_keeps_its_requests(service: Service) -> None:
     service.web.is_ready = False
 
     assert_problem(service.get("/health/ready", X_Ready_Servers="1"), 503)
+
+
+@pytest.mark.parametrize("state", ["NOLB; name=order/order-web-0", "DOWN 1/2; name=order/order-web-0"])
+def test_a_process_that_is_not_counted_any_more_is_told_of_others(order: Service, state: str) -> None:
+    order.get("/health/ready", X_Ready_Servers="1", X_Haproxy_Server_State=state)
+    order.get("/health/ready")
+
+    assert order.web.noted == [True]
+
+
+@pytest.mark.parametrize(
+    ("ready_servers", "state"), [("2", "UP 1/2; node=a"), ("1", "UP; node=a"), ("0", "NOLB; node=a")]
+)
+def test_who_the_gateway_still_counts_cannot_tell_whether_others_are_ready(
+    order: Service, ready_servers: str, state: str
+) -> None:
+    order.get("/health/ready", X_Ready_Servers=ready_servers, X_Haproxy_Server_State=state)
+
+    assert order.web.noted == [False]
+
+
+def test_others_are_reliable_when_they_have_been_ready_for_a_while_without_a_break() -> None:
+    now_s = 0.0
+    others = Others(lambda: now_s)
+    assert not others.are_reliable
+    for now_s, are_ready, are_reliable in [
+        (0.0, True, False),
+        (1.9, True, False),
+        (2.1, True, True),
+        (2.2, False, False),
+        (2.3, True, False),
+        (4.2, True, False),
+        (4.4, True, True),
+    ]:
+        others.note(are_ready=are_ready)
+        assert others.are_reliable is are_reliable, now_s
 
 
 def test_requests_are_counted_by_route_and_status(order: Service) -> None:

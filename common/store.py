@@ -30,7 +30,7 @@ from common.tasks import spawn
 from common.watchdog import note_repair
 
 CALL_TIMEOUT_S = 1.0
-REPLY_WAIT_S = 0.5
+REPLY_WAIT_S = 1.0
 REPLY_LIFE_MS = 60_000
 FAILURES_MAX = 5
 REPLACE_S = 8.0
@@ -151,7 +151,7 @@ class Replies:
     """A web process's end of the reply lists, one list a partition; waits longer than other calls may take."""
 
     def __init__(self, settings: Settings, web_id: str) -> None:
-        self._client = _Client(settings, REPLY_WAIT_S + CALL_TIMEOUT_S)
+        self._client = _Client(settings, REPLY_WAIT_S + 2 * CALL_TIMEOUT_S)
         self._web_id = web_id
 
     async def take(self, partition: str) -> list[Told]:

@@ -30,7 +30,7 @@ from common.tasks import crash_on_error, spawn
 from common.watchdog import LoopWatch, Work, nurse
 from common.worker import draining
 
-UNHEARD_READY_S = 2.0
+UNHEARD_READY_S = 3.0
 """How long a partition's log and replies may be silent before this process says that it is not ready.
 
 Then the gateway prefers others.  Where none is ready, it sends requests here all the same, and they wait."""
